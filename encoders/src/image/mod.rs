@@ -1,0 +1,21 @@
+//! Picture files to RGB, and RGB to other sizes.
+//!
+//! Invariants
+//! - Limits are checked against the header before a pixel is decoded; decoders run under
+//!   `catch_unwind`.
+//! - A decoded picture is RGB8, upright (EXIF), and opaque (transparency lies over white).
+//! - [`resize`] gives the bits of the reference's resamplers, on any number of threads.
+//!
+//! Not here: what a model wants done with the pixels ([`crate::processors`]).
+
+mod bitmap;
+mod colour;
+mod decode;
+mod limits;
+mod orient;
+mod resize;
+
+pub use bitmap::{Bitmap, Canvas};
+pub use decode::{FORMATS, Header, decode, from_dynamic, load, probe, probe_bytes};
+pub use limits::Limits;
+pub use resize::{Filter, Window, resize, resize_window};

@@ -1,0 +1,59 @@
+//! A pruner of your own, usable by name in any chain: keep the tokens nearest the middle.
+//!
+//! `cargo run --release -p secateur-examples --bin custom_pruner`
+
+use std::sync::Arc;
+
+use secateur::prune::{Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan};
+use secateur::{ChainError, ModelInfo, ModelSource, Params, Request, RunError, Vlm, parse_chain};
+
+#[derive(Debug)]
+struct Centre {
+    keep: Budget,
+}
+
+impl Centre {
+    fn build(params: &Params<'_>) -> Result<Box<dyn Pruner>, ChainError> {
+        let keep = params.budget("keep")?.unwrap_or(Budget::Share(0.5));
+        Ok(Box::new(Self { keep }))
+    }
+}
+
+impl Pruner for Centre {
+    fn plan(&self, _model: &ModelInfo) -> Result<Plan, ChainError> {
+        let stage = StagePlan {
+            site: Site::Input,
+            reads: Vec::new(),
+            positions: PositionPolicy::Keep,
+            budget: self.keep.to_string(),
+            drop: None,
+        };
+        Ok(Plan { stages: vec![stage], ..Plan::default() })
+    }
+
+    fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
+        let scores: Vec<f32> = cut.tokens.tokens.iter().map(|t| {
+            let grid = cut.tokens.grid_of(t);
+            let off = |at: u32, size: u32| (at as f32 + 0.5) / size as f32 - 0.5;
+            -(off(t.row, grid.rows).powi(2) + off(t.col, grid.cols).powi(2))
+        }).collect();
+        let count = self.keep.resolve(scores.len(), &scores);
+        let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+        // A stable sort: of equal scores the lower index stays in front.
+        order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
+        let mut kept = order[..count].to_vec();
+        kept.sort_unstable();
+        Ok(Selection { scores: Some(scores), ..Selection::keep(kept) })
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let vlm = Vlm::builder(ModelSource::Embedded).pruner("centre", Arc::new(Centre::build)).open()?;
+    secateur::testkit::check(&Centre { keep: Budget::Count(16) }, vlm.info())?;
+    let chain = parse_chain("centre:keep=64,fastv:layer=2:keep=0.5")?;
+    print!("{}", vlm.explain(&chain)?);
+    let picture = image::open(concat!(env!("CARGO_MANIFEST_DIR"), "/images/photo-cat.jpg"))?;
+    let request = Request::new("What is in this picture?").image(&picture)?;
+    println!("{}", vlm.session().chain(chain).ask(request)?.finish()?.text);
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! What several families share: the decoder stack, projectors, layouts, prompt expansion.
+//!
+//! A block has named variants, never booleans of a family; a family file says which variants it
+//! is made of and adds what is particular to it.
+
+pub(crate) mod anyres;
+pub mod decoder;
+pub mod family;
+mod layer;
+pub mod layout;
+pub(crate) mod mrope;
+pub mod projector;
+pub mod prompt;
+pub mod rope;

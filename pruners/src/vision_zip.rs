@@ -1,0 +1,224 @@
+//! VisionZip: keeps the patches that the class token looks at and merges the others by similarity.
+//!
+//! Method: "VisionZip: Longer is Better but Not Necessary in Vision Language Models" (2024), per
+//! crop, at the layer that gives the features:
+//! ```text
+//! dominant:   the class token and the best (dominant - 1) patches by s[i] = sum over heads A[cls, i]
+//! targets:    of the rest R, every step-th, step = max(1, |R| / contextual)
+//! assign:     every other of R to the target whose mean key is nearest by cosine
+//! contextual: C_t = X_t + mean of the assigned X
+//! ```
+//! The decoder sees class token, dominant patches ascending, contextual tokens.
+//!
+//! Deviations
+//! - F1 (described as an average; the code adds the mean of the others to the target): code.
+//! - F2 (layer 22 hard-wired): the last layer that runs.
+//! - F3 (the class token goes to the decoder): code; `cls_token = false` puts one more patch there.
+//! - F4 (targets are evenly spaced, not chosen by density): code.
+//! - Towers without a class token: `fallback = "column_mean"`, and no class token is passed on.
+
+use ndarray::{Array1, ArrayView2};
+use secateur_core::chain::Params;
+use secateur_core::error::{ChainError, RunError};
+use secateur_core::model::ModelInfo;
+use secateur_core::prune::{
+    Budget, Cut, Memory, Merge, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
+};
+use secateur_core::signal::Signal;
+
+use crate::debias::Debias;
+use crate::options::{self, Positions};
+use crate::read::{self, refuse};
+use crate::registry::Entry;
+use crate::score::{self, Scope, first_max, top_k, with_structural};
+
+/// Its row in the registry.
+pub const ENTRY: Entry = Entry {
+    name: "vision_zip",
+    paper: "VisionZip: Longer is Better but Not Necessary in Vision Language Models (2024)",
+    summary: "the patches that the class token looks at, the others merged by similarity",
+    reads: "class-token attention and keys of the tower's last layer",
+    sites: "encoder",
+    example: "vision_zip:keep=64",
+    debias: true,
+    build: |params| Ok(Box::new(VisionZip::parse(params)?)),
+};
+
+/// Keeps dominant patches and makes contextual tokens of the rest.
+#[derive(Clone, Debug)]
+pub struct VisionZip {
+    name: String,
+    /// Including the class token, if it is passed on.
+    dominant: usize,
+    contextual: usize,
+    cls_token: bool,
+    column_mean: bool,
+    debias: Option<Debias>,
+    positions: Positions,
+}
+
+impl VisionZip {
+    /// Parameters: `dominant` (the class token counts) and `contextual`, or `keep`, a count that
+    /// is split as published (54 + 10 of 64); `cls_token` (true), `fallback = "column_mean"`,
+    /// `debias`, `positions`.
+    ///
+    /// # Errors
+    /// No budget, or a value out of range.
+    pub fn parse(params: &Params<'_>) -> Result<Self, ChainError> {
+        let (dominant, contextual) = (params.count("dominant")?, params.count("contextual")?);
+        let (dominant, contextual) = match (dominant, options::budget(params)?) {
+            (Some(dominant), None) => (dominant, contextual.unwrap_or(0)),
+            (None, Some(Budget::Count(keep))) if contextual.is_none() => {
+                let contextual = (keep as f64 * 10.0 / 64.0).round_ties_even() as usize;
+                (keep - contextual, contextual)
+            }
+            (Some(_), Some(_)) => return Err(params.error("dominant", "absent beside a budget")),
+            _ => return Err(params.error("keep", "a number of tokens, or `dominant` in its place")),
+        };
+        if dominant == 0 {
+            return Err(params.error("dominant", "at least 1: the class token counts"));
+        }
+        let fallbacks = [("column_mean", true), ("none", false)];
+        Ok(Self {
+            name: params.pruner().to_owned(),
+            dominant,
+            contextual,
+            cls_token: options::flag(params, "cls_token", true)?,
+            column_mean: params.choice("fallback", &fallbacks)?.unwrap_or(false),
+            debias: Debias::option(params)?,
+            positions: Positions::parse(params, PositionPolicy::Renumber)?,
+        })
+    }
+
+    fn signals(&self, model: &ModelInfo) -> [Signal; 2] {
+        let layer = model.encoder.layers.saturating_sub(1);
+        let scores = if self.column_mean && !model.encoder.cls {
+            Signal::ColumnMean { layer }
+        } else {
+            Signal::ClsAttention { layer }
+        };
+        [scores, Signal::EncoderKeys { layer }]
+    }
+
+    /// Whether the class token is passed on, and how many patches are dominant.
+    fn shares(&self, has_cls: bool) -> (bool, usize) {
+        let cls = self.cls_token && has_cls;
+        (cls, self.dominant - usize::from(cls))
+    }
+}
+
+/// Key of a patch, scaled to length 1.
+fn metric(keys: ArrayView2<'_, f32>, row: usize) -> Array1<f32> {
+    let key = keys.row(row);
+    let norm = key.dot(&key).sqrt();
+    key.mapv(|x| if norm > 0.0 { x / norm } else { 0.0 })
+}
+
+/// Contextual tokens from `rest` (current tokens, ascending) with a unit key each.
+fn contextual_tokens(rest: &[u32], keys: &[Array1<f32>], count: usize) -> Vec<Merge> {
+    let count = count.min(rest.len());
+    if count == 0 {
+        return Vec::new();
+    }
+    let step = (rest.len() / count).max(1);
+    let targets: Vec<usize> = (0..count).map(|t| t * step).collect();
+    let mut assigned: Vec<Vec<u32>> = vec![Vec::new(); count];
+    for at in (0..rest.len()).filter(|at| at % step != 0 || at / step >= count) {
+        let near = targets.iter().map(|&t| keys[at].dot(&keys[t]));
+        if let Some(nearest) = first_max(near) {
+            assigned[nearest].push(rest[at]);
+        }
+    }
+    targets
+        .into_iter()
+        .zip(assigned)
+        .map(|(t, others)| {
+            let weight = 1.0 / others.len().max(1) as f32;
+            let mean = others.into_iter().map(|i| (i, weight));
+            Merge { target: rest[t], terms: std::iter::once((rest[t], 1.0)).chain(mean).collect() }
+        })
+        .collect()
+}
+
+impl Pruner for VisionZip {
+    fn plan(&self, model: &ModelInfo) -> Result<Plan, ChainError> {
+        if !model.encoder.one_to_one {
+            return Err(ChainError::MissingSignal {
+                pruner: self.name.clone(),
+                model: model.name.clone(),
+                signal: "one tower row for every visual token".into(),
+                fallback: "; its projector mixes rows: use `vtc_cls`, `div_prune` or `vflowopt`"
+                    .into(),
+            });
+        }
+        let mut notes = Vec::new();
+        let positions = self.positions.resolve(model, &mut notes);
+        if self.column_mean && !model.encoder.cls {
+            notes.push("the tower has no class token: ranks by attention received".into());
+        }
+        let stage = StagePlan {
+            site: Site::Encoder,
+            reads: self.signals(model).to_vec(),
+            positions,
+            budget: format!("{}+{} a crop", self.dominant, self.contextual),
+            drop: None,
+        };
+        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+    }
+
+    fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
+        let (cls, patches) = self.shares(!self.column_mean);
+        let patches = patches.min(current);
+        Some(usize::from(cls) + patches + self.contextual.min(current - patches))
+    }
+
+    fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
+        let (tokens, model) = (cut.tokens, cut.model);
+        let [attention, keys] = self.signals(model);
+        // The release sums over heads; signals are means.
+        let heads = model.encoder.heads as f32;
+        let sums: Vec<Vec<f32>> = cut
+            .crop_vectors(attention)?
+            .into_iter()
+            .map(|row| row.iter().map(|a| a * heads).collect())
+            .collect();
+        let mut scores = read::token_scores(&self.name, cut, &sums, 0.0)?;
+        let keys = read::crop_matrices(&self.name, cut, keys)?;
+        let picture = self.debias.as_ref().and_then(|d| d.apply(tokens, &mut scores));
+        let clamps = self.debias.as_ref().is_some_and(Debias::clamps);
+        let (cls, patches) = self.shares(model.encoder.cls);
+        let crop_of = |i: u32| read::crop_of(cut, i);
+        let groups =
+            score::groups(tokens, Scope::EachCrop, &Budget::Count(patches), &scores, crop_of);
+        let mut chosen: Vec<u32> = Vec::new();
+        let mut appended = Vec::new();
+        for group in groups {
+            let valid = picture.as_ref().map_or(group.members.len(), |mask| {
+                group.members.iter().filter(|&&i| mask[i as usize]).count()
+            });
+            let keep = if clamps { group.keep.min(valid) } else { group.keep };
+            let own: Vec<f32> = group.members.iter().map(|&i| scores[i as usize]).collect();
+            let best = top_k(&own, keep);
+            let is_best = |at: &usize| best.binary_search(&(*at as u32)).is_ok();
+            let rest: Vec<u32> =
+                (0..own.len()).filter(|at| !is_best(at)).map(|at| group.members[at]).collect();
+            chosen.extend(best.iter().map(|&at| group.members[at as usize]));
+            let unit = rest.iter().map(|&i| {
+                let row = read::source(cut, i).and_then(|s| {
+                    let row = s.patches[0].0 as usize + usize::from(model.encoder.cls);
+                    keys.get(s.crop as usize).filter(|k| row < k.nrows()).map(|k| metric(*k, row))
+                });
+                row.ok_or_else(|| refuse(&self.name, cut, format!("token {i} has no tower key")))
+            });
+            let unit: Vec<Array1<f32>> = unit.collect::<Result<_, _>>()?;
+            appended.extend(contextual_tokens(&rest, &unit, self.contextual));
+        }
+        Ok(Selection {
+            kept: with_structural(tokens, chosen),
+            appended,
+            cls,
+            scores: Some(scores),
+            ..Selection::default()
+        })
+    }
+}

@@ -1,0 +1,146 @@
+//! `ask`: one answer about some pictures, streamed as it is made.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use secateur::image::{Limits, decode, load};
+use secateur::{Answer, Clip, Report, Request};
+use serde::Serialize;
+
+use crate::args::AskArgs;
+use crate::job;
+use crate::outcome::Outcome;
+use crate::output::{Align, Console, table};
+
+/// Answers with more or fewer pictures are told apart by this.
+const SCHEMA: &str = "secateur.answer/1";
+
+#[derive(Serialize)]
+struct Line<'a> {
+    schema: &'static str,
+    model: &'a str,
+    question: &'a str,
+    #[serde(flatten)]
+    answer: &'a Answer,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What keeps it from answering.
+pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
+    let question = job::text(&args.question)?;
+    let chain = job::chain(&args.chain)?;
+    let limits = job::limits(&args.limits);
+    let vlm = job::open(&args.model)?;
+    vlm.resolve(&chain)?;
+    let start = Instant::now();
+    let mut request = Request::new(&question)
+        .chain(chain)
+        .sampling(job::sampling(&args.sampling))
+        .max_tokens(args.sampling.max_tokens);
+    for path in &args.image {
+        request = request.clip(picture(path, &limits)?);
+    }
+    request = request.decode_image_ms(start.elapsed().as_secs_f64() * 1e3);
+    if let Some(system) = &args.system {
+        request = request.system(job::text(system)?);
+    }
+    for stop in &args.sampling.stop {
+        request = request.stop(stop);
+    }
+    let mut session = vlm.session();
+    let mut stream = session.ask(request)?;
+    if !args.json && !args.no_stream {
+        for piece in stream.by_ref() {
+            console.words(&piece?)?;
+        }
+        console.result("\n")?;
+    }
+    let answer = stream.finish()?;
+    if args.json {
+        let model = &vlm.info().name;
+        console.json(&Line { schema: SCHEMA, model, question: &question, answer: &answer })?;
+    } else if args.no_stream {
+        console.words(&format!("{}\n", answer.text))?;
+    }
+    if args.stats {
+        console.note(stats(&answer.report, &vlm.describe()).trim_end());
+    }
+    Ok(Outcome::Done)
+}
+
+/// A picture from a file or, for `-`, from standard input.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn picture(path: &Path, limits: &Limits) -> Result<Clip> {
+    if path.as_os_str() != "-" {
+        return Ok(load(path, limits)?);
+    }
+    let mut bytes = Vec::new();
+    // One more than is allowed, so that the limit is seen to be passed.
+    std::io::stdin()
+        .lock()
+        .take(limits.max_file_bytes.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .context("cannot read the picture from stdin")?;
+    Ok(decode("stdin", &bytes, limits)?)
+}
+
+/// Where tokens and time went, for people.
+pub(crate) fn stats(report: &Report, device: &str) -> String {
+    let mut out = format!("device         {device}\n");
+    let text = report.prompt_tokens - report.visual_in;
+    out.push_str(&format!(
+        "tokens         {} visual + {text} text in, {} out\n",
+        report.visual_in, report.output_tokens
+    ));
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / 1048576.0);
+    out.push_str(&format!(
+        "memory         {} at most, {} of it keys and values\n",
+        mib(report.peak_bytes),
+        mib(report.kv_bytes as u64)
+    ));
+    if !report.stages.is_empty() {
+        out.push('\n');
+        let mut rows = vec![["stage", "site", "in", "kept", "ms"].map(str::to_owned).to_vec()];
+        for stage in &report.stages {
+            rows.push(vec![
+                stage.pruner.clone(),
+                stage.site.clone(),
+                stage.before.to_string(),
+                stage.kept.to_string(),
+                format!("{:.2}", stage.ms),
+            ]);
+        }
+        let align = [Align::Left, Align::Left, Align::Right, Align::Right, Align::Right];
+        out.push_str(&table(&rows, &align));
+    }
+    for note in &report.notes {
+        out.push_str(&format!("note           {note}\n"));
+    }
+    out.push('\n');
+    let ms = &report.ms;
+    let mut rows = Vec::new();
+    for (name, ms) in [
+        ("decode image", ms.decode_image),
+        ("resize", ms.process),
+        ("encode", ms.encode),
+        ("prune", ms.prune),
+        ("prefill", ms.prefill),
+        ("decode", ms.decode),
+        ("total", ms.total),
+    ] {
+        rows.push(vec![name.to_owned(), format!("{ms:.1} ms")]);
+    }
+    let after_first = report.output_tokens.saturating_sub(1);
+    if after_first > 0 && ms.decode > 0.0 {
+        let per_second = after_first as f64 * 1e3 / ms.decode;
+        rows[5].push(format!("{per_second:.1} tokens/s"));
+    }
+    out.push_str(&table(&rows, &[Align::Left, Align::Right, Align::Right]));
+    out
+}

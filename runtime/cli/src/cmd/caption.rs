@@ -1,0 +1,380 @@
+//! `caption`: a caption for every picture, restartable, one bad file never stops the job.
+//!
+//! Invariants
+//! - A batch is either written whole or not at all before a first signal ends the job.
+//! - A picture that cannot be decoded never reaches the model; one that the model refuses does
+//!   not touch the others of its batch.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Result, anyhow};
+use secateur::{Answer, Request, Vlm};
+
+use crate::args::CaptionArgs;
+use crate::args::values::Auto;
+use crate::failure::of_run;
+use crate::feed::{Decoded, Feed};
+use crate::job::{self, CaptionJob, Target};
+use crate::journal::Access;
+use crate::outcome::Outcome;
+use crate::output::{
+    Console, Finished, Lines, Naming, Progress, Rules, Sidecars, Sink, Stdout, Summary, Verdict,
+    clean_line,
+};
+use crate::record::{
+    Caption, ErrorInfo, ImageInfo, Kept, Milliseconds, Record, Stamp, Tokens,
+};
+use crate::signals::Signals;
+use crate::walk::{self, Item, Selection};
+
+/// Runs the command.
+///
+/// # Errors
+/// What keeps the job from starting or going on.
+pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
+    let job = CaptionJob::new(args)?;
+    let selection = select(args)?;
+    for warning in &selection.warnings {
+        console.warn(warning);
+    }
+    if selection.items.is_empty() {
+        if args.error_on_empty {
+            return Err(anyhow!("no picture was selected"));
+        }
+        console.warn("no picture was selected");
+        return Ok(Outcome::Done);
+    }
+    let signals = Signals::install()?;
+    let vlm = job::open(&args.model)?;
+    let chain = vlm.resolve(&job.chain)?;
+    let settings = job.settings(&args.model, &chain);
+    let fingerprint =
+        crate::fingerprint::fingerprint(&job::model_identity(&args.model)?, &settings);
+    console.detail(&format!("model {} on {}", vlm.info().name, vlm.describe()));
+    console.detail(&format!("settings {settings}, fingerprint {fingerprint}"));
+
+    let rules = Rules {
+        on_existing: args.on_existing,
+        fingerprint_mode: args.fingerprint,
+        retry_failed: args.retry_failed,
+        fingerprint: fingerprint.clone(),
+        separator: args.separator.clone(),
+    };
+    let mut sink = sink(args, &job, &selection, rules, console)?;
+    let plan = Plan::new(&selection, &*sink)?;
+    if args.dry_run {
+        return plan.show(&selection, &*sink, console);
+    }
+    let batch_size = match args.batch_size {
+        Auto::Number(size) => size,
+        // Larger passes stop paying once the weights are read once for several pictures.
+        Auto::Auto if vlm.info().decoder.hidden <= 1024 => 8,
+        Auto::Auto => 4,
+    };
+    let worker = Worker { args, job: &job, vlm: &vlm, fingerprint, batch_size, signals };
+    worker.run(&selection, plan, &mut *sink, console)
+}
+
+fn select(args: &CaptionArgs) -> Result<Selection> {
+    let rules = walk::Rules::new(args)?;
+    let mut paths = Vec::new();
+    for path in &args.paths {
+        if path == "-" {
+            paths.extend(walk::read_paths(std::io::stdin().lock(), args.null)?);
+        } else {
+            paths.push(path.clone());
+        }
+    }
+    walk::select(&paths, &rules)
+}
+
+fn sink<'a>(
+    args: &CaptionArgs,
+    job: &CaptionJob,
+    selection: &Selection,
+    rules: Rules,
+    console: &'a Console,
+) -> Result<Box<dyn Sink + 'a>> {
+    let naming = Naming { is_one_tree: selection.is_one_tree };
+    let access = if args.dry_run { Access::Look } else { Access::Write };
+    let sidecars = |mirror: Option<&Path>, rules| {
+        Sidecars::open(console, selection, mirror, &args.extension, access, rules)
+    };
+    Ok(match &job.target {
+        Target::Beside => Box::new(sidecars(None, rules)?),
+        Target::Mirror(folder) => Box::new(sidecars(Some(folder), rules)?),
+        Target::File(path) => Box::new(Lines::open(path, access, rules, naming, args.messages)?),
+        Target::Stdout => Box::new(Stdout::new(console, naming, args.messages)),
+    })
+}
+
+/// What is to be done, and what earlier runs did.
+#[derive(Debug)]
+struct Plan {
+    /// Indices into the selection.
+    todo: Vec<usize>,
+    done: usize,
+    done_otherwise: usize,
+    failed_before: Vec<(usize, ErrorInfo)>,
+}
+
+impl Plan {
+    fn new(selection: &Selection, sink: &dyn Sink) -> Result<Self> {
+        let mut plan =
+            Self { todo: Vec::new(), done: 0, done_otherwise: 0, failed_before: Vec::new() };
+        let mut refused = Vec::new();
+        for (index, item) in selection.items.iter().enumerate() {
+            match sink.verdict(item)? {
+                Verdict::Todo => plan.todo.push(index),
+                Verdict::Done => plan.done += 1,
+                Verdict::DoneOtherwise => plan.done_otherwise += 1,
+                Verdict::FailedBefore(error) => plan.failed_before.push((index, error)),
+                Verdict::Refused => refused.push(clean_line(&item.path.display().to_string())),
+            }
+        }
+        if !refused.is_empty() {
+            let more = if refused.len() > 3 { ", ..." } else { "" };
+            return Err(anyhow!(
+                "{} of {} pictures have a caption already ({}{more}); --on-existing says what to \
+                 do with them",
+                refused.len(),
+                selection.items.len(),
+                refused[..refused.len().min(3)].join(", ")
+            ));
+        }
+        Ok(plan)
+    }
+
+    fn show(&self, selection: &Selection, sink: &dyn Sink, console: &Console) -> Result<Outcome> {
+        for &index in &self.todo {
+            console.result(&format!("{}\n", sink.record_path(&selection.items[index]).0))?;
+        }
+        console.note(&format!(
+            "{} to caption, {} done, {} done with other settings, {} failed before (dry run: \
+             nothing was written)",
+            self.todo.len(),
+            self.done,
+            self.done_otherwise,
+            self.failed_before.len()
+        ));
+        Ok(Outcome::Done)
+    }
+}
+
+struct Worker<'a> {
+    args: &'a CaptionArgs,
+    job: &'a CaptionJob,
+    vlm: &'a Vlm,
+    fingerprint: String,
+    batch_size: usize,
+    signals: Signals,
+}
+
+impl Worker<'_> {
+    fn run(
+        &self,
+        selection: &Selection,
+        plan: Plan,
+        sink: &mut dyn Sink,
+        console: &Console,
+    ) -> Result<Outcome> {
+        let mut summary = Summary::start();
+        summary.add_done_before(plan.done + plan.done_otherwise, plan.done_otherwise);
+        for (_, error) in &plan.failed_before {
+            summary.add_failure(error);
+        }
+        if !plan.failed_before.is_empty() {
+            console.note(&format!(
+                "{} pictures failed before and are left out; --retry-failed tries them again",
+                plan.failed_before.len()
+            ));
+        }
+        let paths = plan.todo.iter().map(|&i| &*selection.items[i].path).collect();
+        let feed = Feed::new(paths, self.job.limits, 2 * self.batch_size);
+        let mut progress = Progress::start(console, self.args.progress, plan.todo.len());
+        let ended = std::thread::scope(|scope| {
+            for _ in 0..self.job.jobs.min(plan.todo.len()) {
+                scope.spawn(|| feed.work());
+            }
+            let ended =
+                self.batches(selection, &plan.todo, &feed, sink, &mut summary, &mut progress);
+            feed.stop();
+            ended
+        });
+        progress.finish();
+        // What is done is made durable even if the job cannot go on.
+        let tidied = sink.finish();
+        let stopped = ended?;
+        tidied?;
+        summary.show(console);
+        Ok(match stopped {
+            Some(outcome) => {
+                if outcome != Outcome::Stopped {
+                    console.note("interrupted; run the same command again to go on");
+                }
+                outcome
+            }
+            None if summary.failures() > 0 => Outcome::SomeFailed,
+            None => Outcome::Done,
+        })
+    }
+
+    /// Runs batch after batch; gives the reason if it stopped before the end.
+    fn batches(
+        &self,
+        selection: &Selection,
+        todo: &[usize],
+        feed: &Feed<'_>,
+        sink: &mut dyn Sink,
+        summary: &mut Summary,
+        progress: &mut Progress<'_>,
+    ) -> Result<Option<Outcome>> {
+        let mut at = 0;
+        let mut failed_now = 0;
+        while at < todo.len() {
+            if let Some(outcome) = self.signals.stop() {
+                return Ok(Some(outcome));
+            }
+            let decoded = feed.take(self.batch_size);
+            let indices = &todo[at..at + decoded.len()];
+            at += decoded.len();
+            let finished = self.batch(selection, indices, decoded, sink);
+            let failed = finished.iter().filter(|f| f.record.error.is_some()).count();
+            failed_now += failed;
+            for done in &finished {
+                summary.add(&done.record);
+            }
+            let through = finished.len();
+            sink.write(finished)?;
+            progress.advance(through - failed, failed);
+            let is_over = self.args.fail_fast && failed_now > 0
+                || self.args.max_failures.is_some_and(|most| most.is_exceeded(failed_now, at));
+            if is_over {
+                return Ok(Some(Outcome::Stopped));
+            }
+        }
+        Ok(None)
+    }
+
+    fn batch(
+        &self,
+        selection: &Selection,
+        indices: &[usize],
+        decoded: Vec<Result<Decoded, ErrorInfo>>,
+        sink: &dyn Sink,
+    ) -> Vec<Finished> {
+        // Each picture has the time that was asked for; together they have the sum.
+        let pictures = decoded.iter().filter(|d| d.is_ok()).count() as u32;
+        let deadline = Instant::now() + self.job.item_timeout * pictures.max(1);
+        let mut requests = Vec::new();
+        let mut slots = Vec::new();
+        for (&index, decoded) in indices.iter().zip(decoded) {
+            let item = &selection.items[index];
+            slots.push(decoded.map(|picture| {
+                let info = ImageInfo {
+                    width: picture.clip.width(),
+                    height: picture.clip.height(),
+                    frames: picture.clip.frames().len(),
+                    exif_orientation: picture.orientation,
+                };
+                requests.push(self.request(item, picture).deadline(deadline));
+                info
+            }));
+        }
+        let mut answers = self.vlm.batch(requests).into_iter();
+        indices
+            .iter()
+            .zip(slots)
+            .map(|(&index, slot)| {
+                let item = selection.items[index].clone();
+                let path = sink.record_path(&item);
+                let outcome = slot.and_then(|info| match answers.next() {
+                    Some(Ok(answer)) => Ok(self.caption(answer, info)),
+                    Some(Err(error)) => Err(of_run(&error, &item.path)),
+                    None => Err(ErrorInfo::new(
+                        crate::record::ErrorKind::Internal,
+                        "the batch gave no result for this picture",
+                    )),
+                });
+                let record = match outcome {
+                    Ok(caption) => Record::ok(index, path, caption),
+                    Err(error) => Record::error(index, path, error, Stamp::of(&item.path)),
+                };
+                Finished { item, record }
+            })
+            .collect()
+    }
+
+    fn request(&self, item: &Item, picture: Decoded) -> Request {
+        let mut request = Request::new(fill_in(&self.job.prompt, &item.path))
+            .clip(picture.clip)
+            .decode_image_ms(picture.ms)
+            .chain(self.job.chain.clone())
+            .sampling(self.job.sampling.clone())
+            .max_tokens(self.job.max_tokens);
+        if let Some(system) = &self.job.system {
+            request = request.system(system);
+        }
+        self.job.stop.iter().fold(request, |request, stop| request.stop(stop))
+    }
+
+    fn caption(&self, answer: Answer, image: ImageInfo) -> Caption {
+        let report = answer.report;
+        let ms = report.ms;
+        Caption {
+            caption: answer.text,
+            finish_reason: answer.finish,
+            model: self.vlm.info().name.clone(),
+            prune: report.chain,
+            fingerprint: self.fingerprint.clone(),
+            joined: Vec::new(),
+            seed: self.job.sampling.seed,
+            image,
+            tokens: Tokens {
+                visual_in: report.visual_in,
+                visual_kept: report
+                    .stages
+                    .iter()
+                    .map(|s| Kept { site: s.site.clone(), stage: s.pruner.clone(), kept: s.kept })
+                    .collect(),
+                prompt: report.prompt_tokens - report.visual_in,
+                output: report.output_tokens,
+            },
+            ms: Milliseconds {
+                decode_image: ms.decode_image,
+                process: ms.process,
+                encode: ms.encode,
+                prune: ms.prune,
+                prefill: ms.prefill,
+                decode: ms.decode,
+                total: ms.total,
+            }
+            .rounded(),
+            batch: report.batch,
+        }
+    }
+}
+
+/// `{stem}` and `{dir}` of a prompt.
+fn fill_in(prompt: &str, path: &Path) -> String {
+    if !prompt.contains('{') {
+        return prompt.to_owned();
+    }
+    let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    prompt
+        .replace("{stem}", &text(path.file_stem()))
+        .replace("{dir}", &text(path.parent().and_then(Path::file_name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_may_speak_of_the_file() {
+        let path = Path::new("birds/robin_01.jpg");
+        assert_eq!(fill_in("{dir}: {stem}?", path), "birds: robin_01?");
+        assert_eq!(fill_in("plain", path), "plain");
+    }
+}

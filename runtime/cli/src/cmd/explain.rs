@@ -1,0 +1,74 @@
+//! `explain`: how a chain runs on a model, before anything is paid for.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::args::ExplainArgs;
+use crate::job;
+use crate::outcome::Outcome;
+use crate::output::Console;
+
+#[derive(Serialize)]
+struct Explained<'a> {
+    schema: &'static str,
+    model: &'a secateur::ModelInfo,
+    chain: String,
+    stages: Vec<Stage>,
+    notes: &'a [String],
+    floor: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Stage {
+    entry: usize,
+    pruner: String,
+    site: String,
+    tokens_in: usize,
+    tokens_kept: Option<usize>,
+    budget: String,
+    positions: secateur::prune::PositionPolicy,
+    reads: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A chain that does not fit the model, a model that cannot be opened.
+pub(crate) fn run(args: &ExplainArgs, console: &Console) -> Result<Outcome> {
+    let spec = job::chain(&args.chain)?;
+    let vlm = job::open(&args.model)?;
+    if !args.json {
+        console.words(&vlm.explain(&spec)?)?;
+        return Ok(Outcome::Done);
+    }
+    let resolved = vlm.resolve(&spec)?;
+    let info = vlm.info();
+    let (mut current, mut entered) = (info.visual_tokens, info.visual_tokens);
+    let mut stages = Vec::new();
+    for stage in &resolved.stages {
+        let kept = stage.pruner.keeps(stage.stage, current, entered);
+        stages.push(Stage {
+            entry: stage.entry,
+            pruner: stage.name.clone(),
+            site: stage.plan.site.to_string(),
+            tokens_in: current,
+            tokens_kept: kept,
+            budget: stage.plan.budget.clone(),
+            positions: stage.plan.positions,
+            reads: stage.plan.reads.iter().map(ToString::to_string).collect(),
+        });
+        current = kept.unwrap_or(current);
+        if !matches!(stage.plan.site, secateur::prune::Site::Decoder(_)) {
+            entered = current;
+        }
+    }
+    console.json(&Explained {
+        schema: "secateur.explain/1",
+        model: info,
+        chain: spec.to_string(),
+        stages,
+        notes: &resolved.notes,
+        floor: resolved.floor,
+    })?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,12 @@
+//! The commands, one file each. A command takes its flags and the console and gives an outcome.
+
+pub(crate) mod ask;
+pub(crate) mod bench;
+pub(crate) mod caption;
+pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod explain;
+pub(crate) mod inspect;
+pub(crate) mod models;
+pub(crate) mod tokens;
+pub(crate) mod trace;

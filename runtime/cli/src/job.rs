@@ -1,0 +1,250 @@
+//! From what was typed to what is run: everything resolved and checked before any work begins.
+//!
+//! Nothing below this module reads arguments, environment or the terminal.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use secateur::image::Limits;
+use secateur::{
+    ChainSpec, ImageAspect, ImageBackend, ModelSource, Precision, ProcessorOptions, ResolvedChain,
+    Sampling, Vlm, VlmBuilder,
+};
+
+use crate::args::{
+    AspectChoice, BackendChoice, CaptionArgs, ChainArgs, Dtype, Format, LimitArgs, ModelArgs,
+    SamplingArgs,
+};
+use crate::outcome::usage;
+
+/// Arithmetic that was asked for.
+pub(crate) fn precision(dtype: Dtype) -> Precision {
+    match dtype {
+        Dtype::F32 => Precision::F32,
+        Dtype::Auto | Dtype::Bf16 => Precision::Bf16,
+    }
+}
+
+/// Processor settings that were asked for.
+pub(crate) fn processor_options(args: &ModelArgs) -> ProcessorOptions {
+    ProcessorOptions {
+        backend: match args.image_backend {
+            BackendChoice::Torchvision => ImageBackend::Torchvision,
+            BackendChoice::Pillow => ImageBackend::Pillow,
+        },
+        aspect: match args.image_aspect {
+            AspectChoice::Model => ImageAspect::Model,
+            AspectChoice::Pad => ImageAspect::Pad,
+            AspectChoice::Crop => ImageAspect::Crop,
+        },
+        max_pixels: args.scale_max_pixels.and_then(|n| usize::try_from(n).ok()),
+        min_pixels: args.scale_min_pixels.and_then(|n| usize::try_from(n).ok()),
+    }
+}
+
+/// A model about to be opened.
+pub(crate) fn builder(args: &ModelArgs) -> VlmBuilder {
+    let builder = Vlm::builder(ModelSource::parse(args.model.as_deref()))
+        .precision(precision(args.dtype))
+        .image_options(processor_options(args));
+    match args.threads {
+        Some(threads) => builder.threads(threads),
+        None => builder,
+    }
+}
+
+/// Opens a model.
+///
+/// # Errors
+/// What is wrong with its files.
+pub(crate) fn open(args: &ModelArgs) -> Result<Vlm> {
+    let name = args.model.as_deref().unwrap_or("the built-in model");
+    builder(args).open().with_context(|| format!("cannot open {name}"))
+}
+
+/// Reads a chain.
+///
+/// # Errors
+/// A chain that cannot be read: a usage error.
+pub(crate) fn chain(args: &ChainArgs) -> Result<ChainSpec> {
+    secateur::parse_chain(&args.prune).map_err(|e| usage(e.to_string()))
+}
+
+/// Sampling that was asked for.
+pub(crate) fn sampling(args: &SamplingArgs) -> Sampling {
+    Sampling {
+        temperature: args.temperature,
+        top_p: args.top_p,
+        top_k: args.top_k,
+        min_p: args.min_p,
+        repetition_penalty: args.repetition_penalty,
+        seed: args.seed,
+    }
+}
+
+/// Limits that were asked for.
+pub(crate) fn limits(args: &LimitArgs) -> Limits {
+    Limits {
+        max_pixels: args.max_pixels,
+        max_file_bytes: args.max_file_size,
+        ..Limits::default()
+    }
+}
+
+/// `@FILE` is the content of a file, anything else stands for itself.
+///
+/// # Errors
+/// A file that cannot be read: a usage error.
+pub(crate) fn text(typed: &str) -> Result<String> {
+    let Some(file) = typed.strip_prefix('@') else { return Ok(typed.to_owned()) };
+    std::fs::read_to_string(file)
+        .map(|text| text.trim_end().to_owned())
+        .map_err(|e| usage(format!("cannot read the text in {file}: {e}")))
+}
+
+/// Where captions go.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Target {
+    /// A text file beside each picture.
+    Beside,
+    /// Text files in a mirror of the tree.
+    Mirror(PathBuf),
+    /// JSON lines in a file.
+    File(PathBuf),
+    /// JSON lines on standard output.
+    Stdout,
+}
+
+impl Target {
+    /// The target that `--output` and `--format` name together.
+    ///
+    /// # Errors
+    /// A pair that has no meaning.
+    pub(crate) fn new(output: Option<&PathBuf>, format: Option<Format>) -> Result<Self> {
+        let Some(output) = output else {
+            return Ok(match format {
+                Some(Format::Jsonl) => Target::Stdout,
+                _ => Target::Beside,
+            });
+        };
+        let is_stdout = output.as_os_str() == "-";
+        let is_lines = output.extension().is_some_and(|e| e == "jsonl" || e == "ndjson");
+        match format {
+            Some(Format::Txt) if is_stdout => Err(usage(
+                "--format txt writes one file a picture; standard output takes --format jsonl",
+            )),
+            None | Some(Format::Jsonl) if is_stdout => Ok(Target::Stdout),
+            None if !is_lines => Ok(Target::Mirror(output.clone())),
+            Some(Format::Txt) => Ok(Target::Mirror(output.clone())),
+            Some(Format::Jsonl) if output.is_dir() => Err(usage(format!(
+                "{} is a folder; --format jsonl writes one file: name it, for instance {}",
+                output.display(),
+                output.join("captions.jsonl").display()
+            ))),
+            _ => Ok(Target::File(output.clone())),
+        }
+    }
+}
+
+/// A caption job, resolved.
+#[derive(Clone, Debug)]
+pub(crate) struct CaptionJob {
+    /// Where captions go.
+    pub(crate) target: Target,
+    /// The question; `{stem}` and `{dir}` are filled in per picture.
+    pub(crate) prompt: String,
+    /// The system message.
+    pub(crate) system: Option<String>,
+    /// The chain.
+    pub(crate) chain: ChainSpec,
+    /// How tokens are chosen.
+    pub(crate) sampling: Sampling,
+    /// Most tokens of a caption.
+    pub(crate) max_tokens: usize,
+    /// Texts that end a caption.
+    pub(crate) stop: Vec<String>,
+    /// Limits on pictures.
+    pub(crate) limits: Limits,
+    /// Time for one picture.
+    pub(crate) item_timeout: Duration,
+    /// Threads that decode pictures.
+    pub(crate) jobs: usize,
+}
+
+impl CaptionJob {
+    /// Resolves what was typed.
+    ///
+    /// # Errors
+    /// Usage errors.
+    pub(crate) fn new(args: &CaptionArgs) -> Result<Self> {
+        let target = Target::new(args.output.as_ref(), args.format)?;
+        if args.messages && !matches!(target, Target::File(_) | Target::Stdout) {
+            return Err(usage("--messages is a shape of JSON lines; add --format jsonl"));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            target,
+            prompt: text(&args.prompt)?,
+            system: args.system.as_deref().map(text).transpose()?,
+            chain: chain(&args.chain)?,
+            sampling: sampling(&args.sampling),
+            max_tokens: args.sampling.max_tokens,
+            stop: args.sampling.stop.clone(),
+            limits: limits(&args.limits),
+            item_timeout: args.item_timeout,
+            jobs: args.jobs.unwrap_or(cores).max(1),
+        })
+    }
+
+    /// Everything that can change a caption, for the fingerprint.
+    pub(crate) fn settings(&self, model: &ModelArgs, chain: &ResolvedChain) -> serde_json::Value {
+        let stages: Vec<String> =
+            chain.stages.iter().map(|s| format!("{}: {:?}", s.name, s.plan)).collect();
+        serde_json::json!({
+            "prompt": self.prompt,
+            "system": self.system,
+            "chain": self.chain.to_string(),
+            "stages": stages,
+            "sampling": self.sampling,
+            "max_tokens": self.max_tokens,
+            "stop": self.stop,
+            "processor": processor_options(model),
+            "dtype": precision(model.dtype),
+        })
+    }
+}
+
+/// Identity of a model for fingerprints.
+///
+/// # Errors
+/// Files that cannot be read.
+pub(crate) fn model_identity(args: &ModelArgs) -> Result<String> {
+    match ModelSource::parse(args.model.as_deref()).folder()? {
+        Some(folder) => crate::fingerprint::model_folder(&folder),
+        None => Ok(format!("embedded {}", env!("CARGO_PKG_VERSION"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_and_format_say_together_where_captions_go() {
+        let path = |text: &str| Some(PathBuf::from(text));
+        let target = |output: Option<&str>, format| {
+            Target::new(output.and_then(path).as_ref(), format).ok()
+        };
+        assert_eq!(target(None, None), Some(Target::Beside));
+        assert_eq!(target(None, Some(Format::Txt)), Some(Target::Beside));
+        assert_eq!(target(None, Some(Format::Jsonl)), Some(Target::Stdout));
+        assert_eq!(target(Some("-"), None), Some(Target::Stdout));
+        assert_eq!(target(Some("-"), Some(Format::Txt)), None);
+        assert_eq!(target(Some("o.jsonl"), None), Some(Target::File("o.jsonl".into())));
+        assert_eq!(target(Some("o"), None), Some(Target::Mirror("o".into())));
+        assert_eq!(target(Some("o"), Some(Format::Jsonl)), Some(Target::File("o".into())));
+        assert_eq!(target(Some("o.jsonl"), Some(Format::Txt)), Some(Target::Mirror("o.jsonl".into())));
+        assert_eq!(target(Some("/"), Some(Format::Jsonl)), None);
+    }
+}

@@ -1,0 +1,27 @@
+//! The command `secateur`: reads flags, runs one command, prints its results.
+//!
+//! `args` (what was typed) -> `config` (files and environment) -> `job` (resolved and checked) ->
+//! `cmd` (run) -> `outcome` (exit code). Nothing below `job` reads arguments, environment or the
+//! terminal; everything is printed by `output`.
+#![forbid(unsafe_code)]
+
+mod args;
+mod cmd;
+mod config;
+mod failure;
+mod feed;
+mod fingerprint;
+mod inspect;
+mod job;
+mod journal;
+mod lines;
+mod lock;
+mod outcome;
+mod output;
+mod record;
+mod run;
+mod signals;
+mod walk;
+mod write;
+
+pub use run::run;

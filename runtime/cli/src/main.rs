@@ -1,0 +1,5 @@
+//! The program `secateur`.
+
+fn main() -> std::process::ExitCode {
+    secateur_cli::run()
+}

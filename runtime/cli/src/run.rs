@@ -1,0 +1,80 @@
+//! From the process's arguments to its exit code.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::FromArgMatches;
+
+use crate::args::{self, Cli, Command};
+use crate::config::{self, Settings};
+use crate::outcome::{Outcome, of_error};
+use crate::output::Console;
+use crate::{cmd, outcome};
+
+/// Runs the command that the process's arguments ask for.
+pub fn run() -> ExitCode {
+    run_with(std::env::args_os().collect()).into()
+}
+
+fn run_with(typed: Vec<OsString>) -> Outcome {
+    let (cli, settings) = match parse(&typed) {
+        Ok(parsed) => parsed,
+        Err(error) => return refuse(&error),
+    };
+    let console = Console::new(&cli.global);
+    let ended = dispatch(cli, &settings, &console);
+    ended.unwrap_or_else(|error| {
+        let (outcome, is_said) = of_error(&error);
+        if is_said {
+            console.error(&format!("{error:#}"));
+        }
+        outcome
+    })
+}
+
+/// Two passes: the first finds the configuration file, the second has its values as defaults.
+fn parse(typed: &[OsString]) -> Result<(Cli, Settings)> {
+    let command = args::command();
+    let first = command.clone().try_get_matches_from(typed)?;
+    let named = first.get_one::<std::path::PathBuf>("config").cloned();
+    let settings = Settings::read(&config::files(named.as_deref()), &command)?;
+    let matches = settings.apply(command).try_get_matches_from(typed)?;
+    Ok((Cli::from_arg_matches(&matches)?, settings))
+}
+
+fn refuse(error: &anyhow::Error) -> Outcome {
+    let Some(error) = error.downcast_ref::<clap::Error>() else {
+        let console = Console::plain();
+        console.error(&format!("{error:#}"));
+        return of_error(error).0;
+    };
+    // Help and version go to stdout and are no failure; a closed stdout is none either.
+    let _ = error.print();
+    if error.use_stderr() { Outcome::Usage } else { Outcome::Done }
+}
+
+fn dispatch(cli: Cli, settings: &Settings, console: &Console) -> Result<Outcome> {
+    if cli.version {
+        return cmd::doctor::version(console);
+    }
+    match cli.command {
+        Some(Command::Caption(args)) => cmd::caption::run(&args, console),
+        Some(Command::Ask(args)) => cmd::ask::run(&args, console),
+        Some(Command::Explain(args)) => cmd::explain::run(&args, console),
+        Some(Command::Inspect(args)) => cmd::inspect::run(&args, console),
+        Some(Command::Trace(args)) => cmd::trace::run(&args, console),
+        Some(Command::Bench(args)) => cmd::bench::run(&args, console),
+        Some(Command::Tokens(args)) => cmd::tokens::run(&args, console),
+        Some(Command::Models(args)) => cmd::models::run(&args, console),
+        Some(Command::Doctor(args)) => cmd::doctor::run(&args, console),
+        Some(Command::Config(args)) => cmd::config::run(&args, settings, console),
+        Some(Command::Completions(args)) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut args::command(), "secateur", &mut script);
+            console.result(&String::from_utf8_lossy(&script))?;
+            Ok(Outcome::Done)
+        }
+        None => Err(outcome::usage("no command was given; `secateur --help` lists them")),
+    }
+}

@@ -1,0 +1,193 @@
+//! The ragged batch: requests of different lengths, pictures and chains in one pass.
+//!
+//! A [`Sequence`] is one request on its way through the model. Sequences of a batch share nothing
+//! but the matrix products: rows of all of them lie below one another in one tensor, and whatever
+//! a stage decides for one is invisible to the others.
+//!
+//! Invariants
+//! - `rows`, `positions` and the sequence's part of the tensor have the same length; `rows` is
+//!   ascending.
+//! - `visual[i]` is the place (within the sequence) of `tokens.tokens[i]`.
+//! - A sequence that failed takes no further part and keeps its error; the others go on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::{KvCache, Position};
+use crate::chain::{ResolvedChain, ResolvedStage};
+use crate::error::RunError;
+use crate::model::ModelInfo;
+use crate::prune::{Cut, Memory, Selection, Site};
+use crate::signal::{Signal, Signals};
+use crate::tensor::Tensor;
+use crate::tokens::TokenMap;
+
+/// What one cut did.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct StageReport {
+    /// Index of the chain's entry.
+    pub entry: usize,
+    /// Which drop of the entry; `None` if the cut stands for it.
+    pub drop: Option<usize>,
+    /// The pruner.
+    pub pruner: String,
+    /// Where.
+    pub site: String,
+    /// Visual tokens before.
+    pub before: usize,
+    /// Visual tokens after.
+    pub kept: usize,
+    /// Milliseconds for scoring, selecting and gathering.
+    pub ms: f64,
+    /// Original indices that were kept, ascending.
+    #[serde(skip)]
+    pub indices: Vec<u32>,
+    /// Original indices of kept tokens that stand for a group, be it a group of one.
+    #[serde(skip)]
+    pub recycled: Vec<u32>,
+    /// Original indices of the tokens that were ranked, and their scores.
+    #[serde(skip)]
+    pub scores: Option<(Vec<u32>, Vec<f32>)>,
+    /// The tokens after the cut.
+    #[serde(skip)]
+    pub tokens: TokenMap,
+}
+
+/// One request on its way.
+#[derive(Debug, Default)]
+pub struct Sequence {
+    /// Its chain, planned for the model.
+    pub chain: Arc<ResolvedChain>,
+    /// One memory an entry of the chain.
+    pub memories: Vec<Memory>,
+    /// Unpruned prompt ids, placeholders included: what a repetition penalty looks at.
+    pub prompt_ids: Vec<u32>,
+    /// Visual tokens before any cut (anew after a stage that adds rows): length of vectors that
+    /// are indexed by original index.
+    pub indices: usize,
+    /// Visual tokens that entered the decoder.
+    pub entered: usize,
+    /// Visual tokens that are there.
+    pub tokens: TokenMap,
+    /// Place within the sequence of each of them, ascending.
+    pub visual: Vec<u32>,
+    /// Index within the sequence that entered the decoder of each row.
+    pub rows: Vec<u32>,
+    /// Position ids of each row.
+    pub positions: Vec<Position>,
+    /// Rows that enter decoder layer 0, `[rows, hidden]`; moved into the batch by prefill.
+    pub embeddings: Tensor,
+    /// Rows that early decoder layers add to the visual ones, `[visual tokens, hidden]` each.
+    pub levels: Vec<Tensor>,
+    /// Position of the first generated token in each decoder layer.
+    pub next_position: Vec<i32>,
+    /// Position of the first generated token as things stand now.
+    pub next: i32,
+    /// Keys and values.
+    pub cache: KvCache,
+    /// Tokens that may be generated: cache room.
+    pub room: usize,
+    /// Signals read so far.
+    pub signals: Signals,
+    /// For each observed decoder layer: cache row and original index of its visual tokens.
+    pub observed_rows: Vec<(usize, Vec<(u32, u32)>)>,
+    /// Sums over generated rows of each observed layer, and how many rows.
+    pub observed: Vec<(usize, Vec<f32>, usize)>,
+    /// What each cut did.
+    pub stages: Vec<StageReport>,
+    /// Time spent in cuts.
+    pub prune_time: Duration,
+    /// Why it takes no further part.
+    pub failed: Option<RunError>,
+}
+
+impl Sequence {
+    /// Whether it still takes part.
+    pub fn is_alive(&self) -> bool {
+        self.failed.is_none()
+    }
+
+    /// Decoder layers whose generated rows the chain wants to see.
+    pub(crate) fn observed_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        self.chain.observes.iter().filter_map(|(_, signal)| match signal {
+            Signal::GeneratedRows { layer } => Some(*layer),
+            _ => None,
+        })
+    }
+
+    /// Runs [`crate::prune::Pruner::observe`] of every entry that asked, once the answer is there.
+    pub fn observe(&mut self) {
+        for (layer, sums, rows) in &self.observed {
+            let mean = sums.iter().map(|s| s / (*rows).max(1) as f32).collect();
+            self.signals.vectors.insert(Signal::GeneratedRows { layer: *layer }, mean);
+        }
+        let mut entries: Vec<usize> = self.chain.observes.iter().map(|(e, _)| *e).collect();
+        entries.dedup();
+        for entry in entries {
+            if let Some(stage) = self.chain.stages.iter().find(|s| s.entry == entry) {
+                stage.pruner.observe(&self.signals, self.entered, &mut self.memories[entry]);
+            }
+        }
+    }
+}
+
+/// Lets a stage choose, and checks what it chose.
+pub(crate) fn choose(
+    stage: &ResolvedStage,
+    tokens: &TokenMap,
+    entered: usize,
+    signals: &Signals,
+    model: &ModelInfo,
+    memory: &mut Memory,
+    floor: Option<usize>,
+) -> Result<Selection, RunError> {
+    let site = stage.plan.site;
+    let broken = |reason: String| RunError::Selection {
+        pruner: stage.name.clone(),
+        site: site.to_string(),
+        reason,
+    };
+    let cut = Cut { stage: stage.stage, site, tokens, entered, signals, model };
+    let mut selection = stage.pruner.select(&cut, memory).map_err(|error| match error {
+        RunError::Selection { reason, .. } => broken(reason),
+        other => other,
+    })?;
+    if let Some(scores) = &selection.scores
+        && scores.len() != tokens.len()
+    {
+        return Err(broken(format!("{} scores for {} tokens", scores.len(), tokens.len())));
+    }
+    selection.check(tokens, site).map_err(broken)?;
+    if let Some(cells) = floor {
+        crate::floor::enforce(cells, tokens, &mut selection);
+        selection.check(tokens, site).map_err(broken)?;
+    }
+    Ok(selection)
+}
+
+/// The report of a cut; `tokens` are those before it.
+pub(crate) fn report(
+    stage: &ResolvedStage,
+    tokens: &TokenMap,
+    after: &TokenMap,
+    selection: &Selection,
+    time: Duration,
+) -> StageReport {
+    let index = |i: u32| tokens.tokens[i as usize].index;
+    StageReport {
+        entry: stage.entry,
+        drop: stage.plan.drop,
+        pruner: stage.name.clone(),
+        site: stage.plan.site.to_string(),
+        before: tokens.len(),
+        kept: after.len(),
+        ms: time.as_secs_f64() * 1e3,
+        indices: selection.kept.iter().map(|&i| index(i)).collect(),
+        recycled: selection.merges.iter().map(|m| index(m.target)).collect(),
+        scores: selection.scores.clone().map(|s| (tokens.indices(), s)),
+        tokens: after.clone(),
+    }
+}
+
+/// Sites before the decoder, in order.
+pub(crate) const EARLY_SITES: [Site; 2] = [Site::Encoder, Site::Input];

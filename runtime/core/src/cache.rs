@@ -1,0 +1,94 @@
+//! The KV cache: per request, one [`LayerCache`] a decoder layer, each of its own length.
+//!
+//! Invariants
+//! - After a cut before layer `r`, layers `0..r` hold the old sequence and layers `r..` the kept
+//!   one; lengths never rise from one layer to the next during prefill.
+//! - `positions[i]` are the position ids with which key `i` was rotated (three axes; one-axis
+//!   models use the first). Order in the cache is order in the sequence: masks go by order.
+//! - Keys and values are stored per KV head, `[kv_heads, capacity, head_dim]`, so that one head's
+//!   keys are contiguous.
+
+use crate::tensor::DType;
+
+/// Position ids of one token: temporal, height and width axis. One-axis models repeat the first.
+pub type Position = [i32; 3];
+
+/// Values of a cache in its storage type.
+#[derive(Clone, Debug)]
+pub enum CacheValues {
+    /// Single precision, for `--dtype f32`.
+    F32(Vec<f32>),
+    /// bf16 bit patterns.
+    Bf16(Vec<u16>),
+}
+
+impl CacheValues {
+    fn zeros(dtype: DType, len: usize) -> Self {
+        match dtype {
+            DType::F32 => CacheValues::F32(vec![0.0; len]),
+            DType::Bf16 | DType::F16 => CacheValues::Bf16(vec![0; len]),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            CacheValues::F32(v) => v.len() * 4,
+            CacheValues::Bf16(v) => v.len() * 2,
+        }
+    }
+}
+
+/// Keys and values of one request in one decoder layer.
+#[derive(Clone, Debug)]
+pub struct LayerCache {
+    /// Number of KV heads.
+    pub kv_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Rows for which memory is held.
+    pub capacity: usize,
+    /// Rows that are filled.
+    pub len: usize,
+    /// Rotated keys, `[kv_heads, capacity, head_dim]`.
+    pub keys: CacheValues,
+    /// Values, `[kv_heads, capacity, head_dim]`.
+    pub values: CacheValues,
+    /// Position ids of the filled rows.
+    pub positions: Vec<Position>,
+}
+
+impl LayerCache {
+    /// An empty cache with room for `capacity` tokens.
+    pub fn new(kv_heads: usize, head_dim: usize, capacity: usize, dtype: DType) -> Self {
+        let len = kv_heads * capacity * head_dim;
+        Self {
+            kv_heads,
+            head_dim,
+            capacity,
+            len: 0,
+            keys: CacheValues::zeros(dtype, len),
+            values: CacheValues::zeros(dtype, len),
+            positions: Vec::with_capacity(capacity),
+        }
+    }
+
+    /// Bytes held by keys and values.
+    pub fn bytes(&self) -> usize {
+        self.keys.bytes() + self.values.bytes()
+    }
+}
+
+/// The caches of all decoder layers of one request.
+#[derive(Clone, Debug, Default)]
+pub struct KvCache {
+    /// One entry a layer that has run.
+    pub layers: Vec<LayerCache>,
+}
+
+impl KvCache {
+    /// Bytes held by all layers.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::bytes).sum()
+    }
+}

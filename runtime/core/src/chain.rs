@@ -1,0 +1,765 @@
+//! Chains: how pruners are written down, built, checked against a model and explained.
+//!
+//! Inline (`vtc_cls:keep=64,fastv:layer=2:keep=0.5`) and TOML (`[[stage]]` tables) parse to the
+//! same [`ChainSpec`]. A [`Registry`] turns its entries into pruners; [`Chain::resolve`] plans
+//! them for a model.
+//!
+//! Invariants
+//! - Stages of a resolved chain run in the order encoder, input, decoder by rising layer; every
+//!   signal they read is offered by the model and known at its site.
+//! - `ChainSpec::parse(spec.to_string())` gives `spec`.
+//!
+//! Not here: running a chain (`prefill`).
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use toml::{Table, Value};
+
+use crate::error::ChainError;
+use crate::model::ModelInfo;
+use crate::prune::{Budget, Plan, PositionPolicy, Pruner, Site, StagePlan};
+use crate::signal::Signal;
+
+/// One entry of a chain: a pruner's name and its parameters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageSpec {
+    /// The key `type`.
+    pub pruner: String,
+    /// All other keys.
+    pub params: Table,
+}
+
+/// A chain as it was written.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChainSpec {
+    /// Its entries, in order.
+    pub stages: Vec<StageSpec>,
+    /// Every cell of this many by this many patches keeps at least one token.
+    pub floor: Option<usize>,
+}
+
+impl ChainSpec {
+    /// Reads the inline form: entries by `,`, parameters by `:`, `name=value`. Values are
+    /// integers, floats, `true`, `false`, lists `[a;b]`, inline tables `{a=1;b=2}` or words.
+    /// `none` and the empty text are the chain without stages.
+    ///
+    /// # Errors
+    /// [`ChainError::Parse`] with the place.
+    pub fn parse(text: &str) -> Result<Self, ChainError> {
+        let fail = |reason: String| ChainError::Parse { text: text.to_owned(), reason };
+        let mut spec = Self::default();
+        if matches!(text.trim(), "" | "none") {
+            return Ok(spec);
+        }
+        for entry in split_outside(text, ',').map_err(fail)? {
+            let parts = split_outside(entry.trim(), ':').map_err(fail)?;
+            let name = parts[0].trim();
+            if name.is_empty() {
+                return Err(fail("an entry has no pruner name".into()));
+            }
+            let mut params = Table::new();
+            for part in &parts[1..] {
+                let Some((key, value)) = part.split_once('=') else {
+                    return Err(fail(format!("`{part}` is not `name=value`")));
+                };
+                let value = inline_value(value.trim()).map_err(fail)?;
+                if params.insert(key.trim().to_owned(), value).is_some() {
+                    return Err(fail(format!("`{}` is given twice", key.trim())));
+                }
+            }
+            if name == "floor" {
+                spec.floor = Some(floor_cells(params.get("cells"), text)?);
+                continue;
+            }
+            spec.stages.push(StageSpec { pruner: name.to_owned(), params });
+        }
+        Ok(spec)
+    }
+
+    /// Reads a chain file: `[[stage]]` tables with a key `type`, and optionally
+    /// `[floor] cells = g`. `name` stands in errors.
+    ///
+    /// # Errors
+    /// [`ChainError::Parse`].
+    pub fn from_toml(name: &str, text: &str) -> Result<Self, ChainError> {
+        let fail = |reason: String| ChainError::Parse { text: name.to_owned(), reason };
+        let table: Table = text.parse().map_err(|e: toml::de::Error| fail(e.to_string()))?;
+        let mut spec = Self::default();
+        for (key, value) in table {
+            match (key.as_str(), value) {
+                ("stage", Value::Array(entries)) => {
+                    for (i, entry) in entries.into_iter().enumerate() {
+                        let Value::Table(mut params) = entry else {
+                            return Err(fail(format!("stage {i} is not a table")));
+                        };
+                        let Some(Value::String(pruner)) = params.remove("type") else {
+                            return Err(fail(format!("stage {i} has no text `type`")));
+                        };
+                        spec.stages.push(StageSpec { pruner, params });
+                    }
+                }
+                ("floor", Value::Table(table)) => {
+                    spec.floor = Some(floor_cells(table.get("cells"), name)?);
+                }
+                // What the figures of a preset are, for people and for `models`.
+                ("about", _) => {}
+                (key, _) => {
+                    return Err(fail(format!(
+                        "unknown key `{key}`; a chain file has `[[stage]]`, `[floor]`, `about`"
+                    )));
+                }
+            }
+        }
+        Ok(spec)
+    }
+}
+
+fn floor_cells(value: Option<&Value>, text: &str) -> Result<usize, ChainError> {
+    match value {
+        Some(Value::Integer(g)) if *g >= 1 => Ok(*g as usize),
+        other => Err(ChainError::Parse {
+            text: text.to_owned(),
+            reason: format!("`floor` needs `cells` of at least 1, found {other:?}"),
+        }),
+    }
+}
+
+impl fmt::Display for ChainSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.stages.is_empty() && self.floor.is_none() {
+            return f.write_str("none");
+        }
+        let mut entries: Vec<String> = Vec::new();
+        for stage in &self.stages {
+            let mut text = stage.pruner.clone();
+            for (key, value) in &stage.params {
+                text.push_str(&format!(":{key}={}", inline_text(value)));
+            }
+            entries.push(text);
+        }
+        if let Some(cells) = self.floor {
+            entries.push(format!("floor:cells={cells}"));
+        }
+        f.write_str(&entries.join(","))
+    }
+}
+
+/// Splits at `separator` where no bracket is open.
+fn split_outside(text: &str, separator: char) -> Result<Vec<&str>, String> {
+    let mut parts = Vec::new();
+    let (mut depth, mut start) = (0usize, 0);
+    for (i, c) in text.char_indices() {
+        match c {
+            '[' | '{' => depth += 1,
+            ']' | '}' => {
+                depth = depth.checked_sub(1).ok_or_else(|| format!("`{c}` closes nothing"))?;
+            }
+            c if c == separator && depth == 0 => {
+                parts.push(&text[start..i]);
+                start = i + c.len_utf8();
+            }
+            _ => {}
+        }
+    }
+    if depth > 0 {
+        return Err("a bracket is not closed".into());
+    }
+    parts.push(&text[start..]);
+    Ok(parts)
+}
+
+fn inline_value(text: &str) -> Result<Value, String> {
+    if text.len() > 10_000 {
+        return Err("a value is longer than 10,000 characters".into());
+    }
+    inline_value_at(text, 0)
+}
+
+fn inline_value_at(text: &str, depth: usize) -> Result<Value, String> {
+    if depth > 8 {
+        return Err("brackets are nested more than eight deep".into());
+    }
+    let inner = |open: char, close: char| text.strip_prefix(open)?.strip_suffix(close);
+    if let Some(list) = inner('[', ']') {
+        let items: Result<Vec<Value>, String> = split_outside(list, ';')?
+            .into_iter()
+            .filter(|item| !item.trim().is_empty())
+            .map(|item| inline_value_at(item.trim(), depth + 1))
+            .collect();
+        return Ok(Value::Array(items?));
+    }
+    if let Some(body) = inner('{', '}') {
+        let mut table = Table::new();
+        for item in split_outside(body, ';')? {
+            if item.trim().is_empty() {
+                continue;
+            }
+            let (key, value) =
+                item.split_once('=').ok_or_else(|| format!("`{item}` is not `name=value`"))?;
+            table.insert(key.trim().to_owned(), inline_value_at(value.trim(), depth + 1)?);
+        }
+        return Ok(Value::Table(table));
+    }
+    if text.is_empty() {
+        return Err("a parameter has no value".into());
+    }
+    Ok(match text {
+        "true" => Value::Boolean(true),
+        "false" => Value::Boolean(false),
+        _ => {
+            if let Ok(integer) = text.parse::<i64>() {
+                Value::Integer(integer)
+            } else if let Some(float) = text.parse::<f64>().ok().filter(|f| f.is_finite()) {
+                Value::Float(float)
+            } else {
+                Value::String(text.to_owned())
+            }
+        }
+    })
+}
+
+fn inline_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Integer(i) => i.to_string(),
+        // `{:?}` keeps the point, so that the value reads back as a float.
+        Value::Float(x) => format!("{x:?}"),
+        Value::Boolean(b) => b.to_string(),
+        Value::Datetime(d) => d.to_string(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(inline_text).collect::<Vec<_>>().join(";"))
+        }
+        Value::Table(table) => {
+            let items: Vec<String> =
+                table.iter().map(|(k, v)| format!("{k}={}", inline_text(v))).collect();
+            format!("{{{}}}", items.join(";"))
+        }
+    }
+}
+
+/// Reads a pruner's parameters and finds those that it does not have.
+#[derive(Debug)]
+pub struct Params<'a> {
+    pruner: &'a str,
+    table: &'a Table,
+    seen: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Params<'a> {
+    /// Parameters of `pruner`.
+    pub fn new(pruner: &'a str, table: &'a Table) -> Self {
+        Self { pruner, table, seen: RefCell::default() }
+    }
+
+    /// Name under which the pruner was called.
+    pub fn pruner(&self) -> &str {
+        self.pruner
+    }
+
+    /// The raw value of a key.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.seen.borrow_mut().insert(key.to_owned());
+        self.table.get(key)
+    }
+
+    /// An error about one parameter.
+    pub fn error(&self, field: &str, expected: &str) -> ChainError {
+        ChainError::Parameter {
+            pruner: self.pruner.to_owned(),
+            field: field.to_owned(),
+            expected: expected.to_owned(),
+            found: self.table.get(field).map_or_else(|| "absent".to_owned(), inline_text),
+        }
+    }
+
+    /// A non-negative integer.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn count(&self, key: &str) -> Result<Option<usize>, ChainError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Integer(i)) if *i >= 0 => Ok(Some(*i as usize)),
+            Some(_) => Err(self.error(key, "a whole number, 0 or more")),
+        }
+    }
+
+    /// A finite number.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn number(&self, key: &str) -> Result<Option<f64>, ChainError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Integer(i)) => Ok(Some(*i as f64)),
+            Some(Value::Float(x)) if x.is_finite() => Ok(Some(*x)),
+            Some(_) => Err(self.error(key, "a number")),
+        }
+    }
+
+    /// A number in `(0, 1]`.
+    ///
+    /// # Errors
+    /// If the value is of another kind or outside.
+    pub fn share(&self, key: &str) -> Result<Option<f64>, ChainError> {
+        match self.number(key)? {
+            Some(x) if x <= 0.0 || x > 1.0 => Err(self.error(key, "a share in (0, 1]")),
+            other => Ok(other),
+        }
+    }
+
+    /// `true` or `false`.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, ChainError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Boolean(b)) => Ok(Some(*b)),
+            Some(_) => Err(self.error(key, "true or false")),
+        }
+    }
+
+    /// A word.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>, ChainError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(s)) => Ok(Some(s)),
+            Some(_) => Err(self.error(key, "a word")),
+        }
+    }
+
+    /// One word of a closed list, as the value beside it.
+    ///
+    /// # Errors
+    /// Another word; the error lists the known ones.
+    pub fn choice<T: Copy>(&self, key: &str, known: &[(&str, T)]) -> Result<Option<T>, ChainError> {
+        let Some(word) = self.text(key)? else { return Ok(None) };
+        match known.iter().find(|(name, _)| *name == word) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => {
+                let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+                Err(self.error(key, &format!("one of {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// A list of non-negative integers.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>, ChainError> {
+        let expected = "a list of whole numbers, 0 or more";
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| item.as_integer().and_then(|i| usize::try_from(i).ok()))
+                .collect::<Option<Vec<_>>>()
+                .map(Some)
+                .ok_or_else(|| self.error(key, expected)),
+            Some(_) => Err(self.error(key, expected)),
+        }
+    }
+
+    /// A list of numbers.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, ChainError> {
+        let number = |item: &Value| item.as_float().or(item.as_integer().map(|i| i as f64));
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| number(item).filter(|x| x.is_finite()))
+                .collect::<Option<Vec<_>>>()
+                .map(Some)
+                .ok_or_else(|| self.error(key, "a list of numbers")),
+            Some(_) => Err(self.error(key, "a list of numbers")),
+        }
+    }
+
+    /// A table, as parameters of its own.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn table(&self, key: &str) -> Result<Option<Params<'a>>, ChainError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Table(table)) => Ok(Some(Params::new(self.pruner, table))),
+            Some(_) => Err(self.error(key, "a table")),
+        }
+    }
+
+    /// A list of tables, each as parameters of its own.
+    ///
+    /// # Errors
+    /// If the value is of another kind.
+    pub fn tables(&self, key: &str) -> Result<Option<Vec<Params<'a>>>, ChainError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| item.as_table().map(|t| Params::new(self.pruner, t)))
+                .collect::<Option<Vec<_>>>()
+                .map(Some)
+                .ok_or_else(|| self.error(key, "a list of tables")),
+            Some(_) => Err(self.error(key, "a list of tables")),
+        }
+    }
+
+    /// A budget: `64`, `0.25` or `"mass:0.9"`.
+    ///
+    /// # Errors
+    /// If the value is of another kind or outside its range.
+    pub fn budget(&self, key: &str) -> Result<Option<Budget>, ChainError> {
+        let expected = "a number of tokens, a share in (0, 1], or \"mass:M\" with M in (0, 1]";
+        let in_unit = |x: f64| x > 0.0 && x <= 1.0;
+        let mass = |text: &str| text.strip_prefix("mass:")?.parse::<f64>().ok();
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Integer(i)) if *i >= 0 => Ok(Some(Budget::Count(*i as usize))),
+            Some(Value::Float(x)) if in_unit(*x) => Ok(Some(Budget::Share(*x))),
+            Some(Value::String(s)) if mass(s).is_some_and(in_unit) => Ok(mass(s).map(Budget::Mass)),
+            Some(_) => Err(self.error(key, expected)),
+        }
+    }
+
+    /// `positions = "keep" | "renumber"`.
+    ///
+    /// # Errors
+    /// Another word.
+    pub fn positions(&self, default: PositionPolicy) -> Result<PositionPolicy, ChainError> {
+        let known = [("keep", PositionPolicy::Keep), ("renumber", PositionPolicy::Renumber)];
+        Ok(self.choice("positions", &known)?.unwrap_or(default))
+    }
+
+    /// Refuses keys that nobody asked for. Call it last.
+    ///
+    /// # Errors
+    /// The first unknown key, with the nearest known one.
+    pub fn finish(&self) -> Result<(), ChainError> {
+        let seen = self.seen.borrow();
+        let Some(unknown) = self.table.keys().find(|k| !seen.contains(k.as_str())) else {
+            return Ok(());
+        };
+        let known = nearest_first(unknown, seen.iter().map(String::as_str)).join(", ");
+        Err(ChainError::Parameter {
+            pruner: self.pruner.to_owned(),
+            field: unknown.clone(),
+            expected: format!("one of the parameters {known}"),
+            found: "unknown".into(),
+        })
+    }
+}
+
+/// Names by rising edit distance to `word`.
+pub fn nearest_first<'a>(word: &str, names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = names.collect();
+    names.sort_by_key(|name| edit_distance(word, name));
+    names
+}
+
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &cb) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(ca != cb);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// Builds a pruner from its parameters.
+pub type Build = Arc<dyn Fn(&Params<'_>) -> Result<Box<dyn Pruner>, ChainError> + Send + Sync>;
+
+/// The pruners that a chain may name.
+#[derive(Clone, Default)]
+pub struct Registry {
+    builders: BTreeMap<String, Build>,
+}
+
+impl Registry {
+    /// Adds a pruner, or replaces the one of that name.
+    pub fn insert(
+        &mut self,
+        name: impl Into<String>,
+        build: impl Fn(&Params<'_>) -> Result<Box<dyn Pruner>, ChainError> + Send + Sync + 'static,
+    ) {
+        self.builders.insert(name.into(), Arc::new(build));
+    }
+
+    /// Names, ascending.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.builders.keys().map(String::as_str)
+    }
+
+    /// Builds the pruners of a chain.
+    ///
+    /// # Errors
+    /// Unknown names and parameters.
+    pub fn build(&self, spec: ChainSpec) -> Result<Chain, ChainError> {
+        let pruners = spec
+            .stages
+            .iter()
+            .map(|stage| {
+                let build =
+                    self.builders.get(&stage.pruner).ok_or_else(|| ChainError::UnknownPruner {
+                        found: stage.pruner.clone(),
+                        known: nearest_first(&stage.pruner, self.names()).join(", "),
+                    })?;
+                let params = Params::new(&stage.pruner, &stage.params);
+                let pruner = build(&params)?;
+                params.finish()?;
+                Ok(Arc::from(pruner))
+            })
+            .collect::<Result<Vec<Arc<dyn Pruner>>, ChainError>>()?;
+        Ok(Chain { spec, pruners })
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
+/// Pruners in order, not yet planned for a model.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    spec: ChainSpec,
+    pruners: Vec<Arc<dyn Pruner>>,
+}
+
+impl Chain {
+    /// How it was written.
+    pub fn spec(&self) -> &ChainSpec {
+        &self.spec
+    }
+
+    /// Plans every pruner for a model and checks that the whole can run.
+    ///
+    /// # Errors
+    /// Layers that do not exist, signals that are not offered, stages out of order.
+    pub fn resolve(&self, model: &ModelInfo) -> Result<ResolvedChain, ChainError> {
+        let mut stages: Vec<ResolvedStage> = Vec::new();
+        let mut observes = Vec::new();
+        let mut notes = Vec::new();
+        for (entry, pruner) in self.pruners.iter().enumerate() {
+            let name = &self.spec.stages[entry].pruner;
+            let plan: Plan = pruner.plan(model)?;
+            notes.extend(plan.notes.into_iter().map(|note| format!("{name}: {note}")));
+            observes.extend(plan.observes.into_iter().map(|signal| (entry, signal)));
+            for (stage, plan) in plan.stages.into_iter().enumerate() {
+                check_stage(name, &plan, model)?;
+                let resolved = ResolvedStage {
+                    entry,
+                    stage,
+                    name: name.clone(),
+                    pruner: pruner.clone(),
+                    plan,
+                };
+                if let Some(before) = stages.last()
+                    && !may_follow(before.plan.site, resolved.plan.site)
+                {
+                    return Err(ChainError::Order {
+                        index: entry,
+                        pruner: name.clone(),
+                        site: resolved.plan.site.to_string(),
+                        before: format!("`{}` at {}", before.name, before.plan.site),
+                        reason: "write entries in the order encoder, input, decoder with rising \
+                                 layers"
+                            .into(),
+                    });
+                }
+                stages.push(resolved);
+            }
+        }
+        Ok(ResolvedChain {
+            spec: self.spec.clone(),
+            entries: self.pruners.len(),
+            stages,
+            observes,
+            notes,
+            floor: self.spec.floor,
+        })
+    }
+}
+
+/// Several stages may share the encoder or the input site; inside the decoder two cuts before one
+/// layer would be one cut, so layers rise strictly.
+fn may_follow(before: Site, next: Site) -> bool {
+    match (before, next) {
+        (Site::Decoder(a), Site::Decoder(b)) => a < b,
+        (a, b) => a <= b,
+    }
+}
+
+fn check_stage(name: &str, plan: &StagePlan, model: &ModelInfo) -> Result<(), ChainError> {
+    let layer_error = |layer: usize, first: usize, last: usize, part: &'static str| {
+        Err(ChainError::Layer { pruner: name.to_owned(), layer: layer as i64, part, first, last })
+    };
+    let layers = model.decoder.layers;
+    if let Site::Decoder(layer) = plan.site
+        && (layer < 1 || layer >= layers)
+    {
+        return layer_error(layer, 1, layers.saturating_sub(1), "a cut inside the decoder");
+    }
+    for signal in &plan.reads {
+        let known = match (*signal, plan.site) {
+            (
+                Signal::Attention { layer, .. }
+                | Signal::Transitions { layer }
+                | Signal::Hidden { layer },
+                Site::Decoder(r),
+            ) => layer < r,
+            (Signal::Probe { layer, .. }, Site::Decoder(r)) => layer == r,
+            (Signal::Embeddings | Signal::InstructionEmbedding, site) => site != Site::Encoder,
+            (
+                Signal::Attention { .. }
+                | Signal::Transitions { .. }
+                | Signal::Hidden { .. }
+                | Signal::Probe { .. }
+                | Signal::GeneratedRows { .. },
+                _,
+            ) => false,
+            _ => true,
+        };
+        if let Some(layer) = signal.encoder_layer()
+            && layer >= model.encoder.layers
+        {
+            return layer_error(layer, 0, model.encoder.layers.saturating_sub(1), "the encoder");
+        }
+        if !known {
+            return Err(ChainError::MissingSignal {
+                pruner: name.to_owned(),
+                model: format!("the {} site", plan.site),
+                signal: signal.to_string(),
+                fallback: String::new(),
+            });
+        }
+        model.offers(signal).map_err(|fallback| ChainError::MissingSignal {
+            pruner: name.to_owned(),
+            model: model.name.clone(),
+            signal: signal.to_string(),
+            fallback: format!("; {fallback}"),
+        })?;
+    }
+    Ok(())
+}
+
+/// One cut of a resolved chain.
+#[derive(Clone, Debug)]
+pub struct ResolvedStage {
+    /// Index of the chain's entry.
+    pub entry: usize,
+    /// Index of the cut within that entry.
+    pub stage: usize,
+    /// The pruner's name.
+    pub name: String,
+    /// The pruner.
+    pub pruner: Arc<dyn Pruner>,
+    /// Where it cuts and what it reads.
+    pub plan: StagePlan,
+}
+
+/// A chain planned for one model.
+#[derive(Clone, Debug, Default)]
+pub struct ResolvedChain {
+    /// How it was written.
+    pub spec: ChainSpec,
+    /// Number of entries.
+    pub entries: usize,
+    /// All cuts, by site.
+    pub stages: Vec<ResolvedStage>,
+    /// What entries want to see after decoding.
+    pub observes: Vec<(usize, Signal)>,
+    /// Notes of the pruners.
+    pub notes: Vec<String>,
+    /// Coverage floor, cells a side.
+    pub floor: Option<usize>,
+}
+
+impl ResolvedChain {
+    /// Signals of all stages, each once.
+    pub fn signals(&self) -> BTreeSet<Signal> {
+        self.stages.iter().flat_map(|s| s.plan.reads.iter().copied()).collect()
+    }
+
+    /// Stages at a site, in order.
+    pub fn at(&self, site: Site) -> impl Iterator<Item = &ResolvedStage> {
+        self.stages.iter().filter(move |s| s.plan.site == site)
+    }
+
+    /// The chain as a table for people: per stage the site, the tokens before and after for
+    /// `tokens` visual tokens, positions and signals.
+    pub fn explain(&self, model: &ModelInfo, tokens: usize) -> String {
+        let mut out = format!(
+            "model      {} ({})\nencoder    {} layers, {}\ndecoder    {} layers, {} wide\nchain      {}\n",
+            model.name,
+            model.family,
+            model.encoder.layers,
+            if model.encoder.cls { "class token" } else { "no class token" },
+            model.decoder.layers,
+            model.decoder.hidden,
+            self.spec
+        );
+        let mut current = tokens;
+        let mut entered = tokens;
+        let mut rows = vec![[
+            "stage".to_owned(),
+            "site".to_owned(),
+            "tokens".to_owned(),
+            "keep".to_owned(),
+            "positions".to_owned(),
+            "reads".to_owned(),
+        ]];
+        for stage in &self.stages {
+            let keeps = stage.pruner.keeps(stage.stage, current, entered);
+            let after = keeps.map_or_else(|| "?".to_owned(), |k| k.to_string());
+            rows.push([
+                stage.name.clone(),
+                stage.plan.site.to_string(),
+                format!("{current} -> {after}"),
+                stage.plan.budget.clone(),
+                format!("{:?}", stage.plan.positions).to_lowercase(),
+                stage.plan.reads.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            ]);
+            current = keeps.unwrap_or(current);
+            if !matches!(stage.plan.site, Site::Decoder(_)) {
+                entered = current;
+            }
+        }
+        if rows.len() == 1 {
+            out.push_str(&format!("no stage: all {tokens} visual tokens stay in every layer\n"));
+            return out;
+        }
+        let widths: Vec<usize> =
+            (0..6).map(|c| rows.iter().map(|r| r[c].len()).max().unwrap_or(0)).collect();
+        for row in &rows {
+            let line: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, &w)| format!("{cell:<w$}")).collect();
+            out.push_str(line.join("  ").trim_end());
+            out.push('\n');
+        }
+        for note in &self.notes {
+            out.push_str(&format!("note       {note}\n"));
+        }
+        if let Some(cells) = self.floor {
+            out.push_str(&format!("floor      one token in every {cells} x {cells} patches\n"));
+        }
+        out
+    }
+}

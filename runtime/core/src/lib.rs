@@ -1,0 +1,27 @@
+//! The contract of secateur and the loop that runs it.
+//!
+//! A picture becomes a [`clip`] with a geometry, an encoder turns it into visual tokens with a
+//! token map, a chain of pruners cuts them at its sites, and the prefill loop runs decoder layers
+//! and stages in turn. This crate defines those words and owns the loop and the operation set; it
+//! depends on no other crate of the workspace, so that a pruner can depend on it alone.
+#![deny(unsafe_code)]
+
+pub mod assemble;
+pub mod batch;
+pub mod cache;
+pub mod chain;
+pub mod clip;
+pub mod decode;
+pub mod error;
+pub mod files;
+mod floor;
+pub mod model;
+pub mod ops;
+pub mod prefill;
+pub mod prune;
+pub mod signal;
+pub mod tensor;
+pub mod testkit;
+pub mod tokens;
+pub mod trace;
+pub mod weights;

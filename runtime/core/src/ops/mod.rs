@@ -1,0 +1,370 @@
+//! The operation set: what encoders and decoders are written against.
+//!
+//! About twenty operations on `[rows, cols]` tensors. [`reference`] is their definition in plain
+//! loops; [`cpu`] is fast; every kernel is tested against the reference over the same case list.
+//!
+//! Invariants
+//! - An operation's result for a row depends on that row alone (and, in attention, on its own
+//!   segment), never on how many other rows are in the tensor: a batch equals its members.
+//! - Results do not depend on the number of threads.
+//! - Sums are f32. With [`Precision::Bf16`] the inputs of matrix products are rounded to bf16
+//!   (nearest even); everything else stays f32.
+//! - No operation allocates memory that outlives the call except its documented outputs.
+//!
+//! Not here: layers and models (`models`, `encoders`), sampling (`decode`).
+
+pub mod cpu;
+pub mod reference;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::cache::LayerCache;
+use crate::error::RunError;
+use crate::tensor::{DType, Device, Tensor};
+use crate::weights::WeightView;
+
+/// Arithmetic of matrix products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// f32 weights and inputs.
+    F32,
+    /// bf16 weights and inputs, f32 sums.
+    Bf16,
+}
+
+impl Precision {
+    /// Storage type of packed weights and of the KV cache.
+    pub fn dtype(self) -> DType {
+        match self {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+/// Element-wise non-linearities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// `x`
+    #[default]
+    None,
+    /// `x * sigmoid(x)`
+    Silu,
+    /// `x / 2 * (1 + erf(x / sqrt 2))`
+    GeluErf,
+    /// The tanh approximation of GELU.
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)`
+    QuickGelu,
+    /// `max(x, 0)`
+    Relu,
+}
+
+/// A linear layer `y = x Wᵀ + b`, packed for its operation set. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// Width of the input.
+    pub inputs: usize,
+    /// Width of the output.
+    pub outputs: usize,
+    pub(crate) packed: PackedLinear,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum PackedLinear {
+    Reference(Arc<reference::DenseLinear>),
+    Cpu(Arc<cpu::linear::PackedLinear>),
+}
+
+/// Rows of an embedding table `[vocab, width]`, kept in the checkpoint's type.
+#[derive(Clone, Debug)]
+pub struct Embedding {
+    /// Number of rows.
+    pub vocab: usize,
+    /// Width of one row.
+    pub width: usize,
+    pub(crate) table: WeightView,
+}
+
+impl Embedding {
+    /// A table from a tensor `[vocab, width]`.
+    ///
+    /// # Errors
+    /// [`RunError::Shape`] if it has another number of dimensions.
+    pub fn new(table: WeightView) -> Result<Self, RunError> {
+        match *table.shape() {
+            [vocab, width] => Ok(Self { vocab, width, table }),
+            _ => Err(RunError::Shape(format!(
+                "embedding table `{}` has shape {:?}, expected [vocab, width]",
+                table.name(),
+                table.shape()
+            ))),
+        }
+    }
+}
+
+/// Which normalisation, with its parameters.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// RMS or layer norm.
+    pub kind: NormKind,
+    /// `[width]`, f32. For Gemma the file's `w` is stored as `1 + w`.
+    pub gain: Arc<[f32]>,
+    /// `[width]`, f32; layer norm only.
+    pub bias: Option<Arc<[f32]>>,
+    /// Added to the mean square or to the variance.
+    pub eps: f32,
+}
+
+/// The two normalisations of the field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `gain * x / sqrt(mean(x²) + eps)`
+    Rms,
+    /// `gain * (x - mean) / sqrt(var + eps) + bias`
+    Layer,
+}
+
+/// A block of columns of a tensor seen as attention heads: head `h` of row `r` is
+/// `tensor[r, offset + h * head_dim ..][..head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads<'a> {
+    /// The tensor, for instance the fused output of q, k and v.
+    pub tensor: &'a Tensor,
+    /// First column.
+    pub offset: usize,
+    /// Number of heads.
+    pub heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+}
+
+/// cos and sin of the rotation angles of each row: `[rows, head_dim / 2]`, f32.
+///
+/// The caller computes them from positions, so 1-D, 2-D and M-RoPE are one operation.
+#[derive(Clone, Debug, Default)]
+pub struct RopeTable {
+    /// `[rows, half]`
+    pub cos: Vec<f32>,
+    /// `[rows, half]`
+    pub sin: Vec<f32>,
+    /// `head_dim / 2`
+    pub half: usize,
+}
+
+/// Which keys a query sees, by order in the sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mask {
+    /// Every query sees every key.
+    Full,
+    /// The last query sees all keys, the one before all but the last, and so on.
+    Causal,
+}
+
+/// A sliding window by position id: a key is seen if `query_position - key_position < window`.
+#[derive(Clone, Copy, Debug)]
+pub struct Window<'a> {
+    /// Number of positions a query reaches back, itself included.
+    pub window: i32,
+    /// Positions of the segment's queries.
+    pub queries: &'a [i32],
+    /// Positions of the segment's keys.
+    pub keys: &'a [i32],
+}
+
+/// Keys and values of one attention segment.
+#[derive(Clone, Copy, Debug)]
+pub enum Keys<'a> {
+    /// All rows of a cache; the keys of the queries themselves were appended before.
+    Cached(&'a LayerCache),
+    /// Rows of tensors (encoders, which have no cache).
+    Rows {
+        /// Keys.
+        keys: Heads<'a>,
+        /// Values.
+        values: Heads<'a>,
+        /// The rows that belong to the segment.
+        first: usize,
+        /// How many.
+        len: usize,
+    },
+}
+
+/// Queries whose attention rows are reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Queries {
+    /// Every query of the segment.
+    All,
+    /// These queries, counted within the segment.
+    Listed(Vec<u32>),
+}
+
+/// What to report of the post-softmax attention of one segment, always the mean over heads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScoreRequest {
+    /// The rows that are read.
+    pub queries: Queries,
+    /// `true`: one vector `[keys]`, the mean over those rows. `false`: `[queries, keys]`.
+    pub mean: bool,
+}
+
+/// One sequence, tile, frame or window: its queries, its keys, and what to report.
+#[derive(Clone, Debug)]
+pub struct Segment<'a> {
+    /// Rows of `q` and of the output.
+    pub rows: Range<usize>,
+    /// Keys and values.
+    pub keys: Keys<'a>,
+    /// Who sees whom.
+    pub mask: Mask,
+    /// Sliding window, if any.
+    pub window: Option<Window<'a>>,
+    /// Scores to return from the same pass, in this order.
+    pub scores: &'a [ScoreRequest],
+}
+
+/// Constants of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionParams {
+    /// Multiplied into `q · k`.
+    pub scale: f32,
+    /// `cap * tanh(s / cap)` after scaling and before the mask.
+    pub softcap: Option<f32>,
+}
+
+/// Three reductions a row of a module's input `a` and its output `b`: `[‖a‖², ‖b‖², a·b]`.
+pub type Transition = [f32; 3];
+
+/// What [`Ops::add`] reports of the residual it adds: the module's input beside its output.
+#[derive(Debug)]
+pub struct TransitionTap<'a> {
+    /// `a`: the normalised input of the module, `[rows, width]`.
+    pub input: &'a Tensor,
+    /// One entry a row.
+    pub out: &'a mut Vec<Transition>,
+}
+
+/// One output row as a weighted sum of input rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowSum {
+    /// `(input row, weight)`; a single pair with weight 1 copies the row bit for bit.
+    pub terms: Vec<(u32, f32)>,
+}
+
+/// The operations. Shapes are `[rows, cols]`; outputs are resized by the operation.
+pub trait Ops: Send + Sync + std::fmt::Debug {
+    /// Where tensors live.
+    fn device(&self) -> Device;
+    /// Arithmetic of matrix products.
+    fn precision(&self) -> Precision;
+    /// One line for reports: device, kernel variant, threads.
+    fn describe(&self) -> String;
+
+    /// Runs `f` with this set's threads at hand: calls of operations inside cost no hand-over.
+    fn scope(&self, f: &mut (dyn FnMut() + Send)) {
+        f();
+    }
+
+    /// Copies host values `[rows, cols]` to a tensor.
+    fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor, RunError>;
+    /// Copies a tensor's values to the host, row-major.
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>, RunError>;
+
+    /// Packs matrices `[out_i, in]` that share their input as one layer: outputs are concatenated.
+    /// `biases` is empty or has one entry a matrix.
+    ///
+    /// # Errors
+    /// If shapes disagree.
+    fn pack_linear(
+        &self,
+        weights: &[&WeightView],
+        biases: &[Option<&WeightView>],
+    ) -> Result<Linear, RunError>;
+    /// Packs two matrices `[f, in]` for [`Ops::gated_linear`].
+    fn pack_gated(
+        &self,
+        gate: &WeightView,
+        up: &WeightView,
+        biases: [Option<&WeightView>; 2],
+    ) -> Result<Linear, RunError>;
+
+    /// `out = act(x Wᵀ + b)`; `x: [n, inputs]`, `out: [n, outputs]`.
+    fn linear(&self, w: &Linear, x: &Tensor, act: Activation, out: &mut Tensor);
+    /// `out = act(x Wgᵀ + bg) * (x Wuᵀ + bu)` for a layer from [`Ops::pack_gated`];
+    /// `out: [n, outputs / 2]`.
+    fn gated_linear(&self, w: &Linear, x: &Tensor, act: Activation, out: &mut Tensor);
+
+    /// Rows of a table: `out[i] = table[ids[i]]`, `[ids, width]`.
+    ///
+    /// # Errors
+    /// If an id is not below `vocab`.
+    fn embed(&self, table: &Embedding, ids: &[u32], out: &mut Tensor) -> Result<(), RunError>;
+    /// `x *= factor`
+    fn scale(&self, x: &mut Tensor, factor: f32);
+
+    /// `out = norm(x)`, row by row.
+    fn norm(&self, norm: &Norm, x: &Tensor, out: &mut Tensor);
+    /// `x += delta`, `out = norm(x)`, in one pass; `tap` reports transitions of `delta`.
+    fn add_norm(
+        &self,
+        x: &mut Tensor,
+        delta: &Tensor,
+        tap: Option<TransitionTap<'_>>,
+        norm: &Norm,
+        out: &mut Tensor,
+    );
+    /// `x += scale * delta` (`scale: [width]`, absent = 1); `tap` reports transitions of `delta`.
+    fn add(
+        &self,
+        x: &mut Tensor,
+        delta: &Tensor,
+        scale: Option<&[f32]>,
+        tap: Option<TransitionTap<'_>>,
+    );
+    /// Normalises each head of the columns `offset .. offset + heads * gain.len()` on its own.
+    fn head_norm(&self, norm: &Norm, x: &mut Tensor, offset: usize, heads: usize);
+
+    /// Rotates heads in place, half-split form: with `(u, w)` the two halves of a head,
+    /// `u' = u cos - w sin`, `w' = w cos + u sin`. Row `r` uses row `r` of the table.
+    fn rope(&self, table: &RopeTable, x: &mut Tensor, offset: usize, heads: usize);
+
+    /// Appends rows `rows` of `keys` and `values` to a cache (positions are the caller's).
+    fn cache_append(
+        &self,
+        cache: &mut LayerCache,
+        keys: Heads<'_>,
+        values: Heads<'_>,
+        rows: Range<usize>,
+    );
+    /// Attention of all segments; `out: [q rows, heads * head_dim]`. Query head `h` reads KV head
+    /// `h / (heads / kv_heads)`. Returns per segment one vector a request (see [`ScoreRequest`]).
+    fn attention(
+        &self,
+        params: AttentionParams,
+        q: Heads<'_>,
+        segments: &[Segment<'_>],
+        out: &mut Tensor,
+    ) -> Vec<Vec<Vec<f32>>>;
+    /// Post-softmax attention rows without an output, the mean over heads: row `i` of `q` sees the
+    /// first `visible[i]` rows of `keys`. `mean`: one vector `[keys]`, else `[queries, keys]`.
+    /// For stages that read a layer before it has run.
+    fn score_rows(
+        &self,
+        params: AttentionParams,
+        q: Heads<'_>,
+        visible: &[u32],
+        keys: Heads<'_>,
+        mean: bool,
+    ) -> Vec<f32>;
+
+    /// `out[i] = x[index[i]]`
+    fn gather_rows(&self, x: &Tensor, index: &[u32], out: &mut Tensor);
+    /// Each output row is a weighted sum of input rows.
+    fn sum_rows(&self, x: &Tensor, sums: &[RowSum], out: &mut Tensor);
+    /// `x[first + i] = rows[i]`
+    fn write_rows(&self, x: &mut Tensor, first: usize, rows: &Tensor);
+    /// `x[index[i]] += rows[i]`
+    fn add_rows(&self, x: &mut Tensor, index: &[u32], rows: &Tensor);
+}

@@ -1,0 +1,386 @@
+//! Attention, its masks and its reported rows.
+
+use proptest::prelude::*;
+use secateur_core::cache::LayerCache;
+use secateur_core::ops::reference::ReferenceOps;
+use secateur_core::ops::{
+    AttentionParams, Heads, Keys, Mask, Ops, Precision, Queries, ScoreRequest, Segment, Window,
+};
+use secateur_core::tensor::Tensor;
+
+use super::{BOTH, Values, close, equal_bits, variants};
+
+#[derive(Clone, Debug)]
+struct Case {
+    /// `(queries, keys)` of each segment.
+    segments: Vec<(usize, usize)>,
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    mask: Mask,
+    window: Option<i32>,
+    softcap: Option<f32>,
+    cached: bool,
+    scores: Vec<ScoreRequest>,
+    scale: f32,
+}
+
+impl Case {
+    fn new(segments: &[(usize, usize)], kv_heads: usize, group: usize, head_dim: usize) -> Self {
+        Self {
+            segments: segments.to_vec(),
+            kv_heads,
+            group,
+            head_dim,
+            mask: Mask::Causal,
+            window: None,
+            softcap: None,
+            cached: true,
+            scores: Vec::new(),
+            scale: 1.0,
+        }
+    }
+
+    fn run(&self, ops: &dyn Ops) -> (Vec<f32>, Vec<Vec<Vec<f32>>>) {
+        let (e, kv, heads) = (self.head_dim, self.kv_heads, self.kv_heads * self.group);
+        let mut values = Values::new(11);
+        let queries: usize = self.segments.iter().map(|s| s.0).sum();
+        let keys: usize = self.segments.iter().map(|s| s.1).sum();
+        // Queries stand behind 3 other columns, keys and values share a tensor.
+        let q = values.tensor(queries, 3 + heads * e, self.scale);
+        let kvs = values.tensor(keys, 2 * kv * e, 1.0);
+        let head = |offset| Heads { tensor: &kvs, offset, heads: kv, head_dim: e };
+        let (k, v) = (head(0), head(kv * e));
+        let mut caches = Vec::new();
+        let mut first = 0;
+        for (_, len) in &self.segments {
+            let mut cache = LayerCache::new(kv, e, len / 2, ops.precision().dtype());
+            ops.cache_append(&mut cache, k, v, first..first + len / 2);
+            ops.cache_append(&mut cache, k, v, first + len / 2..first + len);
+            caches.push(cache);
+            first += len;
+        }
+        let spots: Vec<(Vec<i32>, Vec<i32>)> = self
+            .segments
+            .iter()
+            .map(|(n, len)| {
+                // Positions with gaps, as after a cut.
+                let at = |i: usize| (i + i / 3) as i32;
+                ((len - n..*len).map(at).collect(), (0..*len).map(at).collect())
+            })
+            .collect();
+        let (mut row, mut key) = (0, 0);
+        let segments: Vec<Segment<'_>> = self
+            .segments
+            .iter()
+            .enumerate()
+            .map(|(i, (n, len))| {
+                let segment = Segment {
+                    rows: row..row + n,
+                    keys: if self.cached {
+                        Keys::Cached(&caches[i])
+                    } else {
+                        Keys::Rows { keys: k, values: v, first: key, len: *len }
+                    },
+                    mask: self.mask,
+                    window: self.window.map(|window| Window {
+                        window,
+                        queries: &spots[i].0,
+                        keys: &spots[i].1,
+                    }),
+                    scores: &self.scores,
+                };
+                row += n;
+                key += len;
+                segment
+            })
+            .collect();
+        let q = Heads { tensor: &q, offset: 3, heads, head_dim: e };
+        let params = AttentionParams { scale: (e as f32).powf(-0.5), softcap: self.softcap };
+        let mut out = values.tensor(2, 2, 100.0);
+        let scores = ops.attention(params, q, &segments, &mut out);
+        assert_eq!((out.rows(), out.cols()), (queries, heads * e));
+        (out.host().to_vec(), scores)
+    }
+
+    /// Values are at most 1 and weights sum to 1. In f32 a score of magnitude
+    /// `sqrt(e) scale / 3` is off by some `e 2^-23` of it and weights by the same absolute amount;
+    /// in bf16 each weight is rounded (2^-9), against another maximum than the reference's.
+    fn bound(&self, precision: Precision) -> f32 {
+        let score = (self.head_dim as f32).sqrt() * self.scale.max(1.0);
+        match precision {
+            Precision::F32 => score * self.head_dim as f32 * 2f32.powi(-22),
+            Precision::Bf16 => 2f32.powi(-7),
+        }
+    }
+
+    fn check(&self) {
+        for precision in BOTH {
+            let (want, want_scores) = self.run(&ReferenceOps::new(precision));
+            for ops in variants(precision, 2) {
+                let what = format!("{}, {self:?}", ops.describe());
+                let (got, scores) = self.run(&ops);
+                close(&what, &got, &want, self.bound(precision));
+                assert_eq!(scores.len(), want_scores.len());
+                for (got, want) in scores.iter().flatten().zip(want_scores.iter().flatten()) {
+                    close(&what, got, want, self.bound(Precision::F32) + 1e-6);
+                }
+            }
+        }
+    }
+}
+
+fn requests() -> Vec<ScoreRequest> {
+    vec![
+        ScoreRequest { queries: Queries::All, mean: true },
+        ScoreRequest { queries: Queries::All, mean: false },
+        ScoreRequest { queries: Queries::Listed(vec![0]), mean: true },
+        ScoreRequest { queries: Queries::Listed(vec![0]), mean: false },
+    ]
+}
+
+#[test]
+fn prefill_equals_the_reference_at_every_tail() {
+    for n in [1, 2, 5, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 70] {
+        Case::new(&[(n, n)], 2, 1, 16).check();
+    }
+    Case::new(&[(130, 130)], 1, 4, 32).check();
+    Case::new(&[(129, 200)], 2, 2, 64).check();
+}
+
+#[test]
+fn heads_of_every_width_and_grouping() {
+    for head_dim in [1, 4, 8, 15, 16, 17, 24, 32, 64, 72, 80, 88, 96, 128] {
+        Case::new(&[(19, 19)], 1, 2, head_dim).check();
+        Case::new(&[(1, 19)], 1, 2, head_dim).check();
+        Case { cached: false, mask: Mask::Full, ..Case::new(&[(19, 19)], 2, 1, head_dim) }.check();
+    }
+    for group in [1, 2, 3, 7, 8, 12, 40] {
+        Case::new(&[(11, 21)], 2, group, 16).check();
+        Case::new(&[(1, 21)], 2, group, 16).check();
+    }
+}
+
+#[test]
+fn decode_steps_of_several_requests() {
+    for group in [1, 4, 8] {
+        Case::new(&[(1, 1), (1, 2), (1, 63), (1, 64), (1, 65), (1, 300)], 2, group, 64).check();
+    }
+}
+
+#[test]
+fn encoders_see_everything_in_their_own_segment() {
+    let base = Case { cached: false, mask: Mask::Full, ..Case::new(&[(50, 50), (7, 7)], 3, 1, 24) };
+    base.check();
+    Case { scores: requests(), ..base.clone() }.check();
+    Case { segments: vec![(197, 197)], scores: requests(), ..base }.check();
+}
+
+#[test]
+fn a_window_reaches_back_by_position_not_by_order() {
+    for window in [1, 2, 5, 40, 1000] {
+        for (n, len) in [(40, 40), (1, 150), (3, 90), (100, 150)] {
+            let case = Case { window: Some(window), ..Case::new(&[(n, len)], 2, 2, 16) };
+            case.check();
+            Case { scores: requests(), mask: Mask::Full, ..case }.check();
+        }
+    }
+}
+
+#[test]
+fn a_soft_cap_bends_scores_before_the_mask() {
+    for segments in [[(30, 30)], [(1, 30)]] {
+        let base = Case::new(&segments, 2, 2, 16);
+        Case { softcap: Some(2.0), scores: requests(), scale: 10.0, ..base }.check();
+    }
+}
+
+#[test]
+fn a_query_without_keys_gives_zeros() {
+    for (n, len) in [(3, 0), (1, 0), (20, 0), (20, 4)] {
+        // With more queries than keys, the first ones see nothing.
+        Case { scores: requests(), ..Case { cached: false, ..Case::new(&[(n, len)], 1, 2, 16) } }
+            .check_without_window();
+    }
+}
+
+impl Case {
+    /// For segments with fewer keys than queries, for which positions make no sense.
+    fn check_without_window(&self) {
+        let mut case = self.clone();
+        case.window = None;
+        for precision in BOTH {
+            let (want, want_scores) = case.run_plain(&ReferenceOps::new(precision));
+            for ops in variants(precision, 2) {
+                let (got, scores) = case.run_plain(&ops);
+                close(&ops.describe(), &got, &want, case.bound(precision));
+                for (got, want) in scores.iter().flatten().zip(want_scores.iter().flatten()) {
+                    close(&ops.describe(), got, want, 1e-5);
+                }
+            }
+        }
+    }
+
+    fn run_plain(&self, ops: &dyn Ops) -> (Vec<f32>, Vec<Vec<Vec<f32>>>) {
+        let (n, len) = self.segments[0];
+        let (e, heads) = (self.head_dim, self.kv_heads * self.group);
+        let mut values = Values::new(5);
+        let q = values.tensor(n, heads * e, 1.0);
+        let kv = values.tensor(len, self.kv_heads * e, 1.0);
+        let k = Heads { tensor: &kv, offset: 0, heads: self.kv_heads, head_dim: e };
+        let segment = Segment {
+            rows: 0..n,
+            keys: Keys::Rows { keys: k, values: k, first: 0, len },
+            mask: self.mask,
+            window: None,
+            scores: &self.scores,
+        };
+        let mut out = Tensor::zeros(0, 0);
+        let params = AttentionParams { scale: 0.25, softcap: None };
+        let q = Heads { tensor: &q, offset: 0, heads, head_dim: e };
+        let scores = ops.attention(params, q, &[segment], &mut out);
+        (out.host().to_vec(), scores)
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    for segments in [[(40, 40)], [(1, 40)]] {
+        let case = Case { scale: 1e4, ..Case::new(&segments, 1, 1, 16) };
+        // Scores of 1e4 are off by 1e4 e 2^-23, and so are their differences: compare ranges only.
+        for precision in BOTH {
+            for ops in variants(precision, 1) {
+                let (got, _) = case.run(&ops);
+                assert!(
+                    got.iter().all(|x| x.abs() <= 1.01),
+                    "{}: a mean of values",
+                    ops.describe()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn reported_rows_sum_to_one_and_hide_what_the_query_does_not_see() {
+    let listed = Queries::Listed(vec![0, 7, 69, 7]);
+    let scores = vec![
+        ScoreRequest { queries: listed.clone(), mean: false },
+        ScoreRequest { queries: listed, mean: true },
+        ScoreRequest { queries: Queries::Listed(vec![]), mean: true },
+        ScoreRequest { queries: Queries::Listed(vec![]), mean: false },
+    ];
+    let case = Case { scores, ..Case::new(&[(70, 100)], 2, 4, 32) };
+    case.check();
+    for precision in BOTH {
+        for ops in variants(precision, 2) {
+            let (_, reports) = case.run(&ops);
+            let [rows, mean, none, empty] = &reports[0][..] else { panic!("four requests") };
+            for (row, query) in rows.chunks_exact(100).zip([0, 7, 69, 7]) {
+                let sum: f32 = row.iter().sum();
+                assert!((sum - 1.0).abs() < 1e-5, "{}: a row sums to {sum}", ops.describe());
+                assert!(row[30 + query + 1..].iter().all(|x| *x == 0.0), "hidden keys");
+            }
+            assert!((mean.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            assert_eq!((none, empty.len()), (&vec![0.0; 100], 0));
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_layer_about_to_run_need_no_output() {
+    let mut values = Values::new(2);
+    for (n, len, group, mean) in [(1, 50, 4, true), (5, 50, 1, false), (60, 90, 2, true)] {
+        let q = values.tensor(n, 2 * group * 16, 1.0);
+        let k = values.tensor(len, 2 * 16, 1.0);
+        let visible: Vec<u32> = (0..n).map(|i| (len - n + i + 1) as u32).collect();
+        for precision in BOTH {
+            let run = |ops: &dyn Ops| {
+                let q = Heads { tensor: &q, offset: 0, heads: 2 * group, head_dim: 16 };
+                let k = Heads { tensor: &k, offset: 0, heads: 2, head_dim: 16 };
+                let params = AttentionParams { scale: 0.25, softcap: None };
+                ops.score_rows(params, q, &visible, k, mean)
+            };
+            let want = run(&ReferenceOps::new(precision));
+            for ops in variants(precision, 2) {
+                close(&ops.describe(), &run(&ops), &want, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_and_other_segments_do_not_change_a_bit() {
+    for cached in [true, false] {
+        for precision in BOTH {
+            for (one, two) in variants(precision, 1).iter().zip(variants(precision, 2)) {
+                let both = [(70, 90), (1, 40), (33, 33)];
+                let scores = requests();
+                let case = Case { cached, scores, ..Case::new(&both, 2, 2, 64) };
+                let (want, want_scores) = case.run(one);
+                let (got, scores) = case.run(&two);
+                equal_bits(&two.describe(), &got, &want);
+                for (got, want) in scores.iter().flatten().zip(want_scores.iter().flatten()) {
+                    equal_bits(&two.describe(), got, want);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_segment_alone_has_the_bits_it_has_in_a_batch() {
+    let mut values = Values::new(8);
+    let (e, heads) = (32, 4);
+    let q = values.tensor(90, heads * e, 1.0);
+    let kv = values.tensor(90, heads * e, 1.0);
+    let rows = [0..20, 20..21, 21..90];
+    for precision in BOTH {
+        for ops in variants(precision, 2) {
+            let run = |rows: &[std::ops::Range<usize>]| {
+                let k = Heads { tensor: &kv, offset: 0, heads, head_dim: e };
+                let segments: Vec<_> = rows
+                    .iter()
+                    .map(|r| Segment {
+                        rows: r.clone(),
+                        keys: Keys::Rows { keys: k, values: k, first: r.start, len: r.len() },
+                        mask: Mask::Causal,
+                        window: None,
+                        scores: &[],
+                    })
+                    .collect();
+                let mut out = Tensor::zeros(0, 0);
+                let params = AttentionParams { scale: 0.2, softcap: None };
+                let q = Heads { tensor: &q, offset: 0, heads, head_dim: e };
+                ops.attention(params, q, &segments, &mut out);
+                out
+            };
+            let all = run(&rows);
+            for r in &rows {
+                let alone = run(std::slice::from_ref(r));
+                for i in 0..90 {
+                    let what = format!("{} row {i}", ops.describe());
+                    if r.contains(&i) {
+                        equal_bits(&what, alone.row(i), all.row(i));
+                    } else {
+                        assert!(alone.row(i).iter().all(|x| *x == 0.0), "{what} is in no segment");
+                    }
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #[test]
+    fn any_shape_equals_the_reference(
+        n in 1usize..80, more in 0usize..90, kv_heads in 1usize..3, group in 1usize..10,
+        head_dim in 1usize..100, full: bool, cached: bool,
+        window in proptest::option::of(1i32..60),
+    ) {
+        let mask = if full { Mask::Full } else { Mask::Causal };
+        let base = Case::new(&[(n, n + more)], kv_heads, group, head_dim);
+        Case { mask, window, cached, scores: requests(), ..base }.check();
+    }
+}

@@ -1,0 +1,57 @@
+//! secateur runs vision-language models and prunes their visual tokens.
+//!
+//! Open a model ([`Vlm`]), ask in a [`Session`] or a batch, name a chain of pruners, and read in
+//! the [`Report`] what was kept and what it cost.
+//!
+//! ```
+//! use secateur::{ModelSource, Request, Vlm, parse_chain};
+//! let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+//! let chain = parse_chain("vtc_cls:keep=64,fastv:layer=2:keep=0.5")?;
+//! println!("{}", vlm.explain(&chain)?);
+//! let grey = vec![128u8; 160 * 120 * 3];
+//! let mut session = vlm.session().chain(chain);
+//! let request = Request::new("Describe the image.").rgb("grey", 160, 120, grey)?.max_tokens(4);
+//! let answer = session.ask(request)?.finish()?;
+//! assert_eq!(answer.report.visual_kept, 32);
+//! # Ok::<(), secateur::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod answer;
+mod batch;
+mod embedded;
+mod error;
+mod generate;
+mod pipeline;
+mod request;
+mod session;
+mod source;
+pub mod trace;
+mod vlm;
+
+pub use answer::{Answer, Report, Times};
+pub use error::Error;
+pub use request::Request;
+pub use secateur_core::batch::StageReport;
+pub use secateur_core::chain::{Chain, ChainSpec, Params, Registry, ResolvedChain};
+pub use secateur_core::clip::{Clip, Frame, Grid, Rect, VideoInfo};
+pub use secateur_core::decode::{FinishReason, Sampling};
+pub use secateur_core::error::{ChainError, ConfigError, InputError, RunError, WeightsError};
+pub use secateur_core::model::{
+    CancelToken, ImageAspect, ImageBackend, ModelInfo, ProcessorOptions,
+};
+pub use secateur_core::ops::Precision;
+pub use secateur_core::prune;
+pub use secateur_core::signal;
+//TMP pub use secateur_core::testkit;
+pub use secateur_core::tokens::{TokenKind, TokenMap, VisualToken};
+pub use secateur_encoders::image;
+pub use secateur_models::{ModelOptions, VideoAdvance};
+pub use session::{Session, Stream};
+pub use source::ModelSource;
+pub use vlm::{Vlm, VlmBuilder, parse_chain};
+
+/// Model families: what is known, what a folder holds.
+pub use secateur_models::registry as families;
+//TMP /// Named settings of published chains.
+//TMP pub use secateur_pruners::presets;

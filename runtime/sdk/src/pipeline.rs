@@ -1,0 +1,240 @@
+//! From requests to prefilled sequences: the part that sessions, batches and traces share.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use secateur_core::assemble::{Parts, assemble};
+use secateur_core::batch::Sequence;
+use secateur_core::chain::ResolvedChain;
+use secateur_core::error::RunError;
+use secateur_core::model::{
+    Control, Encoded, Pixels, Positions, ProcessorOptions, Prompt, VisualLayout,
+};
+use secateur_core::prefill::prefill;
+use secateur_core::prune::Memory;
+use secateur_core::tensor::Tensor;
+use secateur_core::trace::Trace;
+
+use secateur_models::text::Message;
+
+use crate::answer::{Answer, Report, Times, ms, peak_bytes};
+use crate::error::Error;
+use crate::generate::{Generation, first_tokens};
+use crate::request::Request;
+use crate::vlm::{Model, Vlm};
+
+/// A request whose pictures are pixels and whose prompt is ids.
+pub(crate) struct Prepared {
+    pub pixels: Vec<Pixels>,
+    pub prompt: Prompt,
+    pub positions: Positions,
+    pub layout: VisualLayout,
+    pub chain: Arc<ResolvedChain>,
+    pub memories: Vec<Memory>,
+    pub room: usize,
+    pub times: Times,
+    pub started: Instant,
+}
+
+/// Times and counts of a request that do not live in its sequence.
+pub(crate) struct Account {
+    pub times: Times,
+    pub started: Instant,
+    pub prompt_tokens: usize,
+    pub visual_in: usize,
+    pub pictures: Vec<[u32; 2]>,
+    pub dense: secateur_core::tokens::TokenMap,
+    pub batch: usize,
+}
+
+/// Runs `f`; a panic is our bug and becomes an error of this request alone.
+pub(crate) fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_else(|| "a panic without a message".to_owned());
+        Err(Error::Internal(text))
+    })
+}
+
+impl Vlm {
+    /// Pictures to pixels, text to ids, both checked against the model.
+    pub(crate) fn prepare(
+        &self,
+        request: &Request,
+        chain: Arc<ResolvedChain>,
+        memories: Vec<Memory>,
+    ) -> Result<Prepared, Error> {
+        let started = Instant::now();
+        let model = &*self.model;
+        request.control.check()?;
+        let options = ProcessorOptions { pictures: request.clips.len(), ..model.options };
+        let pixels = request
+            .clips
+            .iter()
+            .map(|clip| model.processor.process(clip, &options))
+            .collect::<Result<Vec<Pixels>, _>>()?;
+        let process = started.elapsed();
+        let views: Vec<&Pixels> = pixels.iter().collect();
+        let layout = model.family.layout(&views)?;
+        let text = if request.raw_prompt {
+            request.prompt.clone()
+        } else {
+            chat_text(model, request)?
+        };
+        let prompt = model.family.expand(&text, &views, &layout)?;
+        let have = model.family.info().decoder.context;
+        if prompt.ids.is_empty() {
+            return Err(RunError::Prompt("the prompt has no token".into()).into());
+        }
+        if prompt.ids.len() > have {
+            return Err(Error::Context { need: prompt.ids.len(), have });
+        }
+        let positions = model.family.positions(&prompt, &views)?;
+        let room = request.max_tokens.min(have - prompt.ids.len());
+        let times = Times {
+            decode_image: request.decode_image_ms,
+            process: ms(process),
+            ..Times::default()
+        };
+        Ok(Prepared { pixels, prompt, positions, layout, chain, memories, room, times, started })
+    }
+
+    /// Vision tower, early stages, assembly.
+    pub(crate) fn encode(
+        &self,
+        prepared: Prepared,
+        control: &Control,
+        trace: Option<&mut dyn Trace>,
+    ) -> Result<(Sequence, Account), Error> {
+        let model = &*self.model;
+        let Prepared { pixels, prompt, positions, layout, chain, memories, room, mut times, started } =
+            prepared;
+        let start = Instant::now();
+        let views: Vec<&Pixels> = pixels.iter().collect();
+        let signals: Vec<_> = chain.signals().into_iter().collect();
+        let mut encoded: Result<Option<Encoded>, RunError> = Ok(None);
+        if !views.is_empty() {
+            model.ops.scope(&mut || {
+                encoded = model.encoder.encode(&views, &signals, control).map(Some);
+            });
+        }
+        let account_pictures = pixels.iter().map(|p| p.source).collect();
+        let prompt_tokens = prompt.ids.len();
+        let dense = layout.map.clone();
+        let parts = Parts {
+            pixels: &views,
+            prompt,
+            positions,
+            layout,
+            encoded: encoded?,
+            chain,
+            memories,
+            room,
+        };
+        let sequence = assemble(&*model.family, &*model.ops, parts, trace)?;
+        times.encode = ms(start.elapsed().saturating_sub(sequence.prune_time));
+        let account = Account {
+            times,
+            started,
+            prompt_tokens,
+            visual_in: dense.len(),
+            pictures: account_pictures,
+            dense,
+            batch: 1,
+        };
+        Ok((sequence, account))
+    }
+
+    /// Decoder layers over the prompts of all sequences, and the first token of each.
+    pub(crate) fn prefill(
+        &self,
+        generations: &mut [Generation],
+        accounts: &mut [Account],
+        control: &Control,
+        mut trace: Option<&mut dyn Trace>,
+    ) -> Result<Tensor, RunError> {
+        let model = &*self.model;
+        let start = Instant::now();
+        let pruned_before: Duration = generations.iter().map(|g| g.sequence.prune_time).sum();
+        let mut sequences: Vec<Sequence> = Vec::with_capacity(generations.len());
+        for generation in generations.iter_mut() {
+            sequences.push(std::mem::take(&mut generation.sequence));
+        }
+        let mut hidden = Err(RunError::Cancelled("the prefill did not run"));
+        model.ops.scope(&mut || {
+            hidden = prefill(&*model.family, &*model.ops, &mut sequences, control, trace.take());
+        });
+        for (generation, sequence) in generations.iter_mut().zip(sequences) {
+            generation.sequence = sequence;
+            generation.failed = generation.sequence.failed.take();
+        }
+        let hidden = hidden?;
+        let pruned: Duration = generations.iter().map(|g| g.sequence.prune_time).sum();
+        let share = start.elapsed().saturating_sub(pruned - pruned_before)
+            / generations.len().max(1) as u32;
+        for account in accounts.iter_mut() {
+            account.times.prefill = ms(share);
+        }
+        let mut alive: Vec<&mut Generation> =
+            generations.iter_mut().filter(|g| g.failed.is_none()).collect();
+        first_tokens(model, &mut alive, &hidden)?;
+        Ok(hidden)
+    }
+}
+
+/// The request as the model's chat template writes it: pictures stand before the words of the
+/// first turn.
+fn chat_text(model: &Model, request: &Request) -> Result<String, Error> {
+    let videos = request.clips.iter().filter(|c| c.video().is_some()).count();
+    let mut clips = Some((request.clips.len() - videos, videos));
+    let mut user = |text: &str| {
+        let (pictures, videos) = clips.take().unwrap_or((0, 0));
+        Message::user(pictures, videos, text)
+    };
+    let mut messages: Vec<Message> =
+        request.system.iter().map(|text| Message::words("system", text)).collect();
+    for (question, answer) in &request.turns {
+        messages.push(user(question));
+        messages.push(Message::words("assistant", answer));
+    }
+    messages.push(user(&request.prompt));
+    Ok(model.text.template.render(&messages, true)?)
+}
+
+/// The answer of a generation that has ended (or was stopped).
+pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Account) -> Answer {
+    let sequence = &mut generation.sequence;
+    let mut times = account.times;
+    times.prune = ms(sequence.prune_time);
+    times.decode = ms(generation.decode_time);
+    times.total = ms(account.started.elapsed()) + times.decode_image;
+    let info = model.family.info();
+    let report = Report {
+        chain: sequence.chain.spec.to_string(),
+        visual_in: account.visual_in,
+        visual_kept: sequence.tokens.len(),
+        stages: sequence.stages.clone(),
+        prompt_tokens: account.prompt_tokens,
+        entered_tokens: account.prompt_tokens - account.visual_in + sequence.entered,
+        output_tokens: generation.ids.len(),
+        ms: times,
+        kv_bytes: sequence.cache.bytes(),
+        peak_bytes: peak_bytes(),
+        batch: account.batch,
+        notes: sequence.chain.notes.clone(),
+        pictures: account.pictures.clone(),
+        dense: account.dense.clone(),
+        logits: generation.logits.take().unwrap_or_default(),
+    };
+    debug_assert!(sequence.cache.layers.len() <= info.decoder.layers);
+    Answer {
+        text: generation.text.trim().to_owned(),
+        ids: generation.ids.clone(),
+        finish: generation.finish.unwrap_or(secateur_core::decode::FinishReason::Length),
+        report,
+    }
+}

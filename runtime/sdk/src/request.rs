@@ -1,0 +1,209 @@
+//! A request: pictures, a question, a chain, and how to answer.
+
+use std::time::Instant;
+
+use ndarray::ArrayView3;
+use secateur_core::chain::ChainSpec;
+use secateur_core::clip::{Clip, Frame, VideoInfo};
+use secateur_core::decode::Sampling;
+use secateur_core::error::InputError;
+use secateur_core::model::{CancelToken, Control};
+
+/// One question about some pictures. Built up, then given to a session or a batch.
+///
+/// ```
+/// use secateur::Request;
+/// let red = [255u8, 0, 0].repeat(64 * 48);
+/// let request = Request::new("What colour is this?").rgb("red", 64, 48, red)?.max_tokens(8);
+/// # Ok::<(), secateur::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub(crate) prompt: String,
+    pub(crate) system: Option<String>,
+    pub(crate) turns: Vec<(String, String)>,
+    pub(crate) clips: Vec<Clip>,
+    pub(crate) chain: Option<ChainSpec>,
+    pub(crate) sampling: Sampling,
+    pub(crate) max_tokens: usize,
+    pub(crate) stop: Vec<String>,
+    pub(crate) ignore_eos: bool,
+    pub(crate) raw_prompt: bool,
+    pub(crate) detail: bool,
+    pub(crate) control: Control,
+    pub(crate) decode_image_ms: f64,
+}
+
+impl Request {
+    /// A request with that question, greedy, at most 128 tokens, no picture yet.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            system: None,
+            turns: Vec::new(),
+            clips: Vec::new(),
+            chain: None,
+            sampling: Sampling::default(),
+            max_tokens: 128,
+            stop: Vec::new(),
+            ignore_eos: false,
+            raw_prompt: false,
+            detail: false,
+            control: Control::default(),
+            decode_image_ms: 0.0,
+        }
+    }
+
+    /// Adds a picture (or video) that was loaded before. The order is the prompt's.
+    #[must_use]
+    pub fn clip(mut self, clip: Clip) -> Self {
+        self.clips.push(clip);
+        self
+    }
+
+    /// Adds a picture of the `image` crate; transparency lies on white.
+    ///
+    /// # Errors
+    /// A side of zero.
+    pub fn image(self, picture: &image::DynamicImage) -> Result<Self, crate::Error> {
+        let clip = secateur_encoders::image::from_dynamic("picture", picture)?;
+        Ok(self.clip(clip))
+    }
+
+    /// Adds a picture from raw RGB bytes, `[height, width, 3]`.
+    ///
+    /// # Errors
+    /// A side of zero, or another number of bytes.
+    pub fn rgb(
+        self,
+        label: &str,
+        width: u32,
+        height: u32,
+        bytes: impl Into<std::sync::Arc<[u8]>>,
+    ) -> Result<Self, crate::Error> {
+        Ok(self.clip(Clip::picture(label, width, height, bytes)?))
+    }
+
+    /// Adds a picture from an array, `[height, width, 3]`, RGB.
+    ///
+    /// # Errors
+    /// A side of zero, or another number of channels.
+    pub fn array(self, label: &str, pixels: ArrayView3<'_, u8>) -> Result<Self, crate::Error> {
+        let (height, width, channels) = pixels.dim();
+        if channels != 3 {
+            let reason = format!("an array [height, width, 3] is needed, found {channels} channels");
+            return Err(InputError::Refused { path: label.to_owned(), reason }.into());
+        }
+        let bytes: Vec<u8> = pixels.iter().copied().collect();
+        self.rgb(label, width as u32, height as u32, bytes)
+    }
+
+    /// Adds a video from frames in order.
+    ///
+    /// # Errors
+    /// No frame, or frames that differ in size.
+    pub fn frames(
+        self,
+        label: &str,
+        frames: Vec<Frame>,
+        fps: Option<f64>,
+    ) -> Result<Self, crate::Error> {
+        let info = VideoInfo { fps, duration_s: None };
+        Ok(self.clip(Clip::from_frames(label, frames, info)?))
+    }
+
+    /// Loads a picture from a file, upright as its EXIF data says.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file.
+    pub fn path(mut self, path: &std::path::Path) -> Result<Self, crate::Error> {
+        let start = Instant::now();
+        let clip = secateur_encoders::image::load(path, &secateur_encoders::image::Limits::default())?;
+        self.decode_image_ms += start.elapsed().as_secs_f64() * 1e3;
+        Ok(self.clip(clip))
+    }
+
+    /// Sets a system message.
+    #[must_use]
+    pub fn system(mut self, text: impl Into<String>) -> Self {
+        self.system = Some(text.into());
+        self
+    }
+
+    /// Puts an earlier question and its answer in front. The pictures belong to the first turn.
+    #[must_use]
+    pub fn turn(mut self, question: impl Into<String>, answer: impl Into<String>) -> Self {
+        self.turns.push((question.into(), answer.into()));
+        self
+    }
+
+    /// Sets the chain of this request; without it the session's, or none.
+    #[must_use]
+    pub fn chain(mut self, chain: ChainSpec) -> Self {
+        self.chain = Some(chain);
+        self
+    }
+
+    /// Sets how tokens are chosen.
+    #[must_use]
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = sampling;
+        self
+    }
+
+    /// Sets the most tokens to generate.
+    #[must_use]
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = tokens;
+        self
+    }
+
+    /// Adds a text that ends the answer (and is not part of it).
+    #[must_use]
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+
+    /// Generates on past end tokens.
+    #[must_use]
+    pub fn ignore_eos(mut self) -> Self {
+        self.ignore_eos = true;
+        self
+    }
+
+    /// Takes the prompt as it stands, placeholders included: no chat template.
+    #[must_use]
+    pub fn raw_prompt(mut self) -> Self {
+        self.raw_prompt = true;
+        self
+    }
+
+    /// Keeps the logits that chose each token in the report.
+    #[must_use]
+    pub fn detail(mut self) -> Self {
+        self.detail = true;
+        self
+    }
+
+    /// Stops when that moment has passed.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.control.deadline = Some(deadline);
+        self
+    }
+
+    /// Stops when the token is cancelled.
+    #[must_use]
+    pub fn cancel(mut self, token: CancelToken) -> Self {
+        self.control.cancel = Some(token);
+        self
+    }
+
+    /// Says how long the caller took to decode the pictures, for the report.
+    #[must_use]
+    pub fn decode_image_ms(mut self, ms: f64) -> Self {
+        self.decode_image_ms = ms;
+        self
+    }
+}

@@ -1,0 +1,162 @@
+//! A session: one stream of requests, answered one after another.
+//!
+//! For pruners that carry state from step to step (robots, video streams) a session is an
+//! episode; [`Session::reset`] starts a new one.
+
+use std::sync::Arc;
+
+use secateur_core::chain::{ChainSpec, ResolvedChain};
+use secateur_core::prune::Memory;
+
+use crate::answer::Answer;
+use crate::error::Error;
+use crate::generate::{Generation, step};
+use crate::pipeline::{Account, finish, guarded};
+use crate::request::Request;
+use crate::vlm::Vlm;
+
+/// One stream of requests. `Send`, not `Sync`: give each thread its own.
+#[derive(Debug)]
+pub struct Session {
+    vlm: Vlm,
+    chain: ChainSpec,
+    resolved: Option<Arc<ResolvedChain>>,
+    memories: Vec<Memory>,
+}
+
+impl Session {
+    pub(crate) fn new(vlm: Vlm) -> Self {
+        Self { vlm, chain: ChainSpec::default(), resolved: None, memories: Vec::new() }
+    }
+
+    /// Sets the chain of requests that bring none.
+    #[must_use]
+    pub fn chain(mut self, chain: ChainSpec) -> Self {
+        self.chain = chain;
+        self
+    }
+
+    /// Begins a new episode: what pruners carried is dropped.
+    pub fn reset(&mut self) {
+        self.memories.iter_mut().for_each(Memory::reset);
+    }
+
+    /// What the pruners of the current chain carry, one an entry.
+    pub(crate) fn take_memories(&mut self) -> Vec<Memory> {
+        std::mem::take(&mut self.memories)
+    }
+
+    /// Plans the chain and makes its memories, keeping those of the same chain.
+    ///
+    /// # Errors
+    /// As [`Vlm::resolve`].
+    pub(crate) fn plan(&mut self, request: &Request) -> Result<Arc<ResolvedChain>, Error> {
+        let spec = request.chain.as_ref().unwrap_or(&self.chain);
+        if let Some(resolved) = self.resolved.as_ref().filter(|r| r.spec == *spec) {
+            return Ok(resolved.clone());
+        }
+        let resolved = self.vlm.resolve(spec)?;
+        self.memories = (0..resolved.entries).map(|_| Memory::default()).collect();
+        self.resolved = Some(resolved.clone());
+        Ok(resolved)
+    }
+
+    /// Reads the prompt and returns the answer as a stream of text pieces.
+    ///
+    /// # Errors
+    /// Everything that can be wrong with the request.
+    pub fn ask(&mut self, request: Request) -> Result<Stream<'_>, Error> {
+        let chain = self.plan(&request)?;
+        let memories = std::mem::take(&mut self.memories);
+        let entries = chain.entries;
+        let vlm = self.vlm.clone();
+        let result = guarded(|| {
+            let prepared = vlm.prepare(&request, chain, memories)?;
+            let (sequence, account) = vlm.encode(prepared, &request.control, None)?;
+            let mut generations = vec![Generation::new(&vlm.model, &request, sequence)];
+            let mut accounts = vec![account];
+            vlm.prefill(&mut generations, &mut accounts, &request.control, None)?;
+            let generation = generations.pop().expect("one was put in");
+            let account = accounts.pop().expect("one was put in");
+            Ok((generation, account))
+        });
+        let failed = match result {
+            Ok((mut generation, account)) => match generation.failed.take() {
+                None => return Ok(Stream { session: self, generation, account, done: false }),
+                Some(error) => {
+                    self.memories = std::mem::take(&mut generation.sequence.memories);
+                    error.into()
+                }
+            },
+            Err(error) => error,
+        };
+        // A step that failed leaves no trace in the episode, but its memories are gone with it.
+        if self.memories.len() != entries {
+            self.memories = (0..entries).map(|_| Memory::default()).collect();
+        }
+        Err(failed)
+    }
+}
+
+/// An answer in the making: an iterator of text pieces. Dropping it cancels.
+pub struct Stream<'a> {
+    session: &'a mut Session,
+    generation: Generation,
+    account: Account,
+    done: bool,
+}
+
+impl Iterator for Stream<'_> {
+    type Item = Result<String, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(piece) = self.generation.take_piece() {
+                return Some(Ok(piece));
+            }
+            if self.done || !self.generation.is_running() {
+                return self.end();
+            }
+            let model = self.session.vlm.model.clone();
+            let stepped =
+                guarded(|| step(&model, &mut [&mut self.generation]).map_err(Error::from));
+            if let Err(error) = stepped {
+                self.done = true;
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+impl Stream<'_> {
+    /// Says once why a generation failed.
+    fn end(&mut self) -> Option<Result<String, Error>> {
+        self.done = true;
+        let error = self.generation.failed.take()?;
+        Some(Err(match Error::from(error) {
+            Error::Cancelled { reason, .. } => {
+                let answer = finish(&self.session.vlm.model, &mut self.generation, &self.account);
+                Error::Cancelled { reason, partial: Some(Box::new(answer)) }
+            }
+            other => other,
+        }))
+    }
+
+    /// Runs to the end and returns the whole answer, pieces already taken included.
+    ///
+    /// # Errors
+    /// What stopped the generation; a cancelled one carries what was done.
+    pub fn finish(mut self) -> Result<Answer, Error> {
+        for piece in self.by_ref() {
+            piece?;
+        }
+        self.generation.sequence.observe();
+        Ok(finish(&self.session.vlm.model, &mut self.generation, &self.account))
+    }
+}
+
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        self.session.memories = std::mem::take(&mut self.generation.sequence.memories);
+    }
+}

@@ -1,0 +1,139 @@
+//! Where a model comes from: built in, a folder, or the hub's cache.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The small model that is part of the program.
+    Embedded,
+    /// A folder in the Hugging Face layout.
+    Folder(PathBuf),
+    /// A repository of the hub, looked up in the local cache.
+    Hub {
+        /// `owner/name`
+        id: String,
+        /// Branch, tag or commit.
+        revision: String,
+    },
+}
+
+impl ModelSource {
+    /// What a person types: nothing or `embedded`, a folder, or `owner/name[@revision]`. A folder
+    /// that exists wins over a hub id of the same spelling.
+    pub fn parse(text: Option<&str>) -> Self {
+        let Some(text) = text.filter(|t| !t.is_empty() && *t != "embedded") else {
+            return ModelSource::Embedded;
+        };
+        let path = Path::new(text);
+        let looks_like_id = text.matches('/').count() == 1
+            && !text.starts_with(['.', '/', '~'])
+            && !text.contains('\\');
+        if path.is_dir() || !looks_like_id {
+            return ModelSource::Folder(path.to_path_buf());
+        }
+        let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
+        ModelSource::Hub { id: id.to_owned(), revision: revision.to_owned() }
+    }
+
+    /// The folder that holds the files; `None` for the built-in model.
+    ///
+    /// # Errors
+    /// A hub id that is not in the cache; the message says how to put it there.
+    pub fn folder(&self) -> Result<Option<PathBuf>, Error> {
+        match self {
+            ModelSource::Embedded => Ok(None),
+            ModelSource::Folder(path) => Ok(Some(path.clone())),
+            ModelSource::Hub { id, revision } => cached_snapshot(&hub_cache(), id, revision).map(Some),
+        }
+    }
+}
+
+impl From<&Path> for ModelSource {
+    fn from(path: &Path) -> Self {
+        ModelSource::Folder(path.to_path_buf())
+    }
+}
+
+impl From<PathBuf> for ModelSource {
+    fn from(path: PathBuf) -> Self {
+        ModelSource::Folder(path)
+    }
+}
+
+impl From<&str> for ModelSource {
+    fn from(text: &str) -> Self {
+        ModelSource::parse(Some(text))
+    }
+}
+
+/// `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+fn hub_cache() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    var("HF_HUB_CACHE")
+        .or_else(|| var("HF_HOME").map(|home| home.join("hub")))
+        .or_else(|| var("HOME").map(|home| home.join(".cache/huggingface/hub")))
+        .unwrap_or_else(|| PathBuf::from(".cache/huggingface/hub"))
+}
+
+/// The hub's cache layout: `models--owner--name/refs/<revision>` names a commit, whose files lie
+/// under `snapshots/<commit>`.
+fn cached_snapshot(cache: &Path, id: &str, revision: &str) -> Result<PathBuf, Error> {
+    let plain = |part: &str| {
+        !part.is_empty() && part != ".." && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+    };
+    let missing = |reason: String| Error::Model { model: format!("{id}@{revision}"), reason };
+    if !id.split('/').all(plain) || !revision.split('/').all(plain) {
+        return Err(missing("not a hub id of the form owner/name[@revision]".into()));
+    }
+    let repository = cache.join(format!("models--{}", id.replace('/', "--")));
+    let commit = std::fs::read_to_string(repository.join("refs").join(revision))
+        .map_or_else(|_| revision.to_owned(), |text| text.trim().to_owned());
+    let snapshot = repository.join("snapshots").join(&commit);
+    if plain(&commit) && snapshot.is_dir() {
+        return Ok(snapshot);
+    }
+    Err(missing(format!(
+        "not in the hub cache {} (set HF_HOME or HF_HUB_CACHE if yours is elsewhere); fetch it \
+         with `hf download {id}`, or name a folder",
+        cache.display()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_type_is_understood() {
+        assert_eq!(ModelSource::parse(None), ModelSource::Embedded);
+        assert_eq!(ModelSource::parse(Some("embedded")), ModelSource::Embedded);
+        assert_eq!(ModelSource::parse(Some("./x")), ModelSource::Folder("./x".into()));
+        assert_eq!(
+            ModelSource::parse(Some("llava-hf/llava-1.5-7b-hf@v1")),
+            ModelSource::Hub { id: "llava-hf/llava-1.5-7b-hf".into(), revision: "v1".into() }
+        );
+    }
+
+    #[test]
+    fn a_snapshot_is_found_by_branch_and_by_commit() {
+        let cache = tempfile::tempdir().unwrap();
+        let repository = cache.path().join("models--a--b");
+        std::fs::create_dir_all(repository.join("refs")).unwrap();
+        std::fs::create_dir_all(repository.join("snapshots/0123abc")).unwrap();
+        std::fs::copy("/dev/null", repository.join("refs/main")).unwrap();
+        assert!(cached_snapshot(cache.path(), "a/b", "main").is_err());
+        let found = cached_snapshot(cache.path(), "a/b", "0123abc").unwrap();
+        assert!(found.ends_with("snapshots/0123abc"));
+    }
+
+    #[test]
+    fn an_id_cannot_leave_the_cache() {
+        let cache = tempfile::tempdir().unwrap();
+        for (id, revision) in [("../b", "main"), ("a/b", "../../x"), ("a/..", "main")] {
+            assert!(cached_snapshot(cache.path(), id, revision).is_err(), "{id}@{revision}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! A loaded model: weights, text, processor and pruners behind one handle.
+
+use std::sync::Arc;
+
+use secateur_core::chain::{Build, Chain, ChainSpec, Registry, ResolvedChain};
+use secateur_core::error::ChainError;
+use secateur_core::files::ModelFiles;
+use secateur_core::model::{Encoder, Family, ModelInfo, Processor, ProcessorOptions};
+use secateur_core::ops::cpu::CpuOps;
+use secateur_core::ops::{Ops, Precision};
+use secateur_core::weights::Weights;
+use secateur_models::ModelOptions;
+use secateur_models::registry::LoadedModel;
+use secateur_models::text::TextModel;
+
+use crate::error::Error;
+use crate::session::Session;
+use crate::source::ModelSource;
+
+/// Everything of a model; shared by all sessions.
+pub(crate) struct Model {
+    pub family: Box<dyn Family>,
+    pub encoder: Box<dyn Encoder>,
+    pub processor: Box<dyn Processor>,
+    pub text: Arc<TextModel>,
+    pub ops: Arc<dyn Ops>,
+    pub registry: Registry,
+    pub options: ProcessorOptions,
+}
+
+/// A loaded model. Cheap to clone, usable from several threads; each [`Session`] is one stream.
+///
+/// ```
+/// use secateur::{ModelSource, Request, Vlm};
+/// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+/// let white = vec![255u8; 128 * 128 * 3];
+/// let request = Request::new("Describe the image.").rgb("white", 128, 128, white)?;
+/// let answer = vlm.session().ask(request.max_tokens(8))?.finish()?;
+/// assert!(answer.report.visual_in >= 256);
+/// # Ok::<(), secateur::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Vlm {
+    pub(crate) model: Arc<Model>,
+}
+
+/// Settings of a model that is about to be opened.
+pub struct VlmBuilder {
+    source: ModelSource,
+    precision: Precision,
+    threads: Option<usize>,
+    options: ProcessorOptions,
+    load: ModelOptions,
+    registry: Registry,
+}
+
+impl Vlm {
+    /// Starts from a source: [`ModelSource::Embedded`], a folder, or a hub id.
+    pub fn builder(source: impl Into<ModelSource>) -> VlmBuilder {
+        VlmBuilder {
+            source: source.into(),
+            precision: Precision::Bf16,
+            threads: None,
+            options: ProcessorOptions::default(),
+            load: ModelOptions::default(),
+            registry: secateur_pruners::registry(),
+        }
+    }
+
+    /// What the model is and offers.
+    pub fn info(&self) -> &ModelInfo {
+        self.model.family.info()
+    }
+
+    /// Device, kernel variant and threads, in one line.
+    pub fn describe(&self) -> String {
+        self.model.ops.describe()
+    }
+
+    /// The pruners that chains may name.
+    pub fn registry(&self) -> &Registry {
+        &self.model.registry
+    }
+
+    /// Plans a chain for this model.
+    ///
+    /// # Errors
+    /// Unknown pruners and parameters, layers and signals that the model does not have.
+    pub fn resolve(&self, spec: &ChainSpec) -> Result<Arc<ResolvedChain>, Error> {
+        let chain: Chain = self.model.registry.build(spec.clone())?;
+        Ok(Arc::new(chain.resolve(self.info())?))
+    }
+
+    /// The planned chain as a table for people.
+    ///
+    /// # Errors
+    /// As [`Vlm::resolve`].
+    pub fn explain(&self, spec: &ChainSpec) -> Result<String, Error> {
+        Ok(self.resolve(spec)?.explain(self.info(), self.info().visual_tokens))
+    }
+
+    /// A stream of requests: an episode for pruners that carry state.
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
+    }
+}
+
+impl std::fmt::Debug for Vlm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Vlm {} on {}", self.info().name, self.describe())
+    }
+}
+
+/// Reads a chain as people give it: `none`, an inline chain, `preset:NAME`, or the path of a TOML
+/// file.
+///
+/// # Errors
+/// A file that cannot be read, an unknown preset, a text that is no chain.
+pub fn parse_chain(text: &str) -> Result<ChainSpec, Error> {
+    if let Some(name) = text.strip_prefix("preset:") {
+        let _ = name; //TMP return Ok(ChainSpec::from_toml(text, secateur_pruners::presets::get(name)?)?);
+    }
+    if !text.ends_with(".toml") {
+        return Ok(ChainSpec::parse(text)?);
+    }
+    let content = std::fs::read_to_string(text)
+        .map_err(|e| ChainError::Parse { text: text.to_owned(), reason: e.to_string() })?;
+    Ok(ChainSpec::from_toml(text, &content)?)
+}
+
+impl VlmBuilder {
+    /// Arithmetic of matrix products; bf16 unless set.
+    #[must_use]
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// Worker threads; all physical cores of the process unless set.
+    #[must_use]
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = Some(threads);
+        self
+    }
+
+    /// How pictures are resized.
+    #[must_use]
+    pub fn image_options(mut self, options: ProcessorOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Switches of single families.
+    #[must_use]
+    pub fn model_options(mut self, options: ModelOptions) -> Self {
+        self.load = options;
+        self
+    }
+
+    /// Makes a pruner of the caller usable by name in any chain.
+    #[must_use]
+    pub fn pruner(mut self, name: &str, build: Build) -> Self {
+        self.registry.insert(name, move |params| build(params));
+        self
+    }
+
+    /// Loads and checks everything.
+    ///
+    /// # Errors
+    /// Files that are missing, malformed or contradict one another, named with their field.
+    pub fn open(self) -> Result<Vlm, Error> {
+        let (files, weights) = match self.source.folder()? {
+            None => crate::embedded::open()?,
+            Some(folder) => (ModelFiles::folder(&folder)?, None),
+        };
+        let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
+        // The configuration is checked before any weight is read.
+        secateur_models::registry::describe(&files, self.load)?;
+        let weights = match (weights, files.path()) {
+            (Some(weights), _) => weights,
+            (None, Some(folder)) => Weights::open(folder)?,
+            (None, None) => unreachable!("files without a folder come with their weights"),
+        };
+        self.assemble(&files, weights, ops)
+    }
+
+//TMP open_random
+    fn assemble(
+        self,
+        files: &ModelFiles,
+        weights: Weights,
+        ops: Arc<dyn Ops>,
+    ) -> Result<Vlm, Error> {
+        let LoadedModel { entry, family, tower, weights, text } =
+            secateur_models::registry::load(files, weights, &ops, self.load)?;
+        let encoder = secateur_encoders::vit::build(&tower, &weights, ops.clone())?;
+        let processor = secateur_encoders::processors::from_files(files, entry.model_type)?;
+        let model = Model {
+            family,
+            encoder,
+            processor,
+            text,
+            ops,
+            registry: self.registry,
+            options: self.options,
+        };
+        Ok(Vlm { model: Arc::new(model) })
+    }
+}

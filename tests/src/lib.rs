@@ -1,0 +1,78 @@
+//! Fixtures of the end-to-end tests: where the goldens lie and how they are read.
+//!
+//! Nothing here tests; the tests are in `tests/`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The golden files, `tests/golden` of the workspace. Overridden by `SECATEUR_GOLDEN`, so that a
+/// test binary can run on another machine.
+pub fn golden() -> PathBuf {
+    std::env::var_os("SECATEUR_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)
+}
+
+/// A tensor of a golden file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Golden {
+    /// f32 values.
+    Floats(Vec<usize>, Vec<f32>),
+    /// i64 values.
+    Ints(Vec<usize>, Vec<i64>),
+}
+
+/// All tensors of a safetensors file.
+///
+/// # Panics
+/// If the file cannot be read: a golden that is not there is a broken checkout.
+pub fn tensors(path: &Path) -> BTreeMap<String, Golden> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = safetensors::SafeTensors::deserialize(&bytes)
+        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    file.tensors()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let shape = tensor.shape().to_vec();
+            let value = match tensor.dtype() {
+                safetensors::Dtype::F32 => Golden::Floats(
+                    shape,
+                    tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                ),
+                safetensors::Dtype::I64 => Golden::Ints(
+                    shape,
+                    tensor.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+                ),
+                other => panic!("{}: `{name}` is {other:?}", path.display()),
+            };
+            (name, value)
+        })
+        .collect()
+}
+
+/// Files of the workspace that git would track, relative to its root.
+///
+/// # Panics
+/// If a folder cannot be read.
+pub fn workspace_files() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf);
+    let root = root.unwrap_or_default();
+    let mut files = Vec::new();
+    let mut open = vec![root.clone()];
+    while let Some(folder) = open.pop() {
+        let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if matches!(name.as_str(), "target" | ".git" | "golden" | "__pycache__" | ".secateur") {
+                continue;
+            }
+            if path.is_dir() {
+                open.push(path);
+            } else if let Ok(relative) = path.strip_prefix(&root) {
+                files.push(relative.to_path_buf());
+            }
+        }
+    }
+    files.sort();
+    files
+}

@@ -1,0 +1,159 @@
+//! Whole runs equal the reference: every tensor of every case in `golden/open`.
+//!
+//! The cases were made by transformers and by the papers' released code on tiny random models.
+//! `CASE=words` runs those whose name contains the words. A case's tolerance is the largest
+//! `max|a - b| / max|b|` of a float tensor in f32; integers must be equal.
+
+use std::path::Path;
+
+use secateur::trace::{Histories, Tensors, Values, read_histories};
+use secateur::{
+    ChainSpec, Clip, Frame, ImageBackend, ModelOptions, Precision, ProcessorOptions,
+    Request, VideoAdvance, VideoInfo, Vlm,
+};
+use secateur_tests::{Golden, golden, tensors};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Case {
+    model: String,
+    #[serde(default)]
+    images: Vec<String>,
+    prompt: String,
+    #[serde(default)]
+    chain: Vec<serde_json::Value>,
+    #[serde(default)]
+    max_new_tokens: usize,
+    #[serde(default)]
+    ignore_eos: bool,
+    preprocessing_backend: Option<String>,
+    #[serde(default)]
+    video_frames: Vec<String>,
+    fps: Option<f64>,
+    video_fps: Option<f64>,
+    tolerance: f64,
+    mrope_video_advance: Option<String>,
+}
+
+fn chain(entries: &[serde_json::Value]) -> ChainSpec {
+    let stages: Vec<toml::Value> = entries
+        .iter()
+        .map(|entry| {
+            let mut entry = entry.clone();
+            if let Some(object) = entry.as_object_mut() {
+                object.retain(|_, v| !v.is_null());
+            }
+            toml::Value::try_from(entry).expect("a table")
+        })
+        .collect();
+    let mut table = toml::Table::new();
+    table.insert("stage".into(), toml::Value::Array(stages));
+    ChainSpec::from_toml("case.json", &table.to_string()).expect("a chain")
+}
+
+fn frame(path: &Path) -> Frame {
+    let clip = secateur::image::load(path, &secateur::image::Limits::default()).expect("a picture");
+    clip.frames()[0].clone()
+}
+
+fn run(folder: &Path, case: &Case) -> Result<Tensors, secateur::Error> {
+    let backend = match case.preprocessing_backend.as_deref() {
+        Some("Pillow") => ImageBackend::Pillow,
+        _ => ImageBackend::Torchvision,
+    };
+    let options = match case.mrope_video_advance.as_deref() {
+        Some("max_hw") => ModelOptions { video_advance: VideoAdvance::MaxHw },
+        _ => ModelOptions::default(),
+    };
+    let vlm = Vlm::builder(folder.join(&case.model))
+        .precision(Precision::F32)
+        .threads(2)
+        .image_options(ProcessorOptions { backend, ..ProcessorOptions::default() })
+        .model_options(options)
+        .open()?;
+    let mut request = Request::new(case.prompt.clone())
+        .raw_prompt()
+        .max_tokens(case.max_new_tokens)
+        .chain(chain(&case.chain));
+    for image in &case.images {
+        request = request.path(&folder.join(image))?;
+    }
+    if !case.video_frames.is_empty() {
+        let frames = case.video_frames.iter().map(|f| frame(&folder.join(f))).collect();
+        let info = VideoInfo { fps: case.fps.or(case.video_fps), duration_s: None };
+        request = request.clip(Clip::from_frames("video", frames, info)?);
+    }
+    if case.ignore_eos {
+        request = request.ignore_eos();
+    }
+    let state = folder.join("state.safetensors");
+    let histories = if state.is_file() { read_histories(&state)? } else { Histories::new() };
+    vlm.trace(&request, &histories)
+}
+
+/// The first difference, in words.
+fn difference(name: &str, want: &Golden, got: &Tensors, tolerance: f64) -> Option<String> {
+    let Some((shape, values)) = got.get(name) else { return Some(format!("{name}: missing")) };
+    match (want, values) {
+        (Golden::Ints(want_shape, want), Values::Ints(values)) => {
+            if shape != want_shape.as_slice() {
+                return Some(format!("{name}: shape {shape:?}, reference {want_shape:?}"));
+            }
+            let at = want.iter().zip(values).position(|(a, b)| a != b)?;
+            Some(format!("{name}[{at}] is {}, reference {}", values[at], want[at]))
+        }
+        (Golden::Floats(want_shape, want), Values::Floats(values)) => {
+            if shape != want_shape.as_slice() {
+                return Some(format!("{name}: shape {shape:?}, reference {want_shape:?}"));
+            }
+            let scale = want.iter().fold(1e-6f64, |m, v| m.max(f64::from(v.abs())));
+            let worst = want
+                .iter()
+                .zip(values)
+                .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs() / scale)
+                .enumerate()
+                .max_by(|a, b| a.1.total_cmp(&b.1))?;
+            (worst.1.is_nan() || worst.1 > tolerance).then(|| {
+                format!(
+                    "{name}[{}] is {}, reference {} (relative {:.1e}, allowed {tolerance:.1e})",
+                    worst.0, values[worst.0], want[worst.0], worst.1
+                )
+            })
+        }
+        _ => Some(format!("{name}: another type")),
+    }
+}
+
+#[test]
+fn whole_runs_equal_the_reference() {
+    let filter = std::env::var("CASE").unwrap_or_default();
+    let mut names: Vec<_> = std::fs::read_dir(golden().join("open"))
+        .expect("golden cases")
+        .flatten()
+        .map(|e| e.path())
+        .filter(|p| p.to_string_lossy().contains(&filter))
+        .collect();
+    names.sort();
+    let (mut failures, mut ran) = (Vec::new(), 0);
+    for folder in names {
+        let text = std::fs::read_to_string(folder.join("case.json")).expect("case.json");
+        let case: Case = serde_json::from_str(&text).expect("a case");
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        ran += 1;
+        match run(&folder, &case) {
+            Err(error) => failures.push(format!("{name}: {error}")),
+            Ok(got) => {
+                let want = tensors(&folder.join("expected.safetensors"));
+                let wrong: Vec<String> = want
+                    .iter()
+                    .filter_map(|(tensor, value)| difference(tensor, value, &got, case.tolerance))
+                    .collect();
+                if !wrong.is_empty() {
+                    failures.push(format!("{name}:\n    {}", wrong.join("\n    ")));
+                }
+            }
+        }
+    }
+    assert!(ran > 0, "no case matches CASE={filter}");
+    assert!(failures.is_empty(), "{} of {ran} cases:\n{}", failures.len(), failures.join("\n"));
+}
