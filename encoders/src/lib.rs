@@ -18,5 +18,8 @@
 #![forbid(unsafe_code)]
 
 pub mod image;
+#[cfg(feature = "onnx")]
+pub mod onnx;
 pub mod processors;
+pub mod video;
 pub mod vit;

@@ -1,5 +1,6 @@
 //! Processors at the settings of real checkpoints against the reference, both backends, and the
 //! token counts and frame indices that the specifications tabulate.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
@@ -76,9 +77,15 @@ fn elements(shape: &Value) -> usize {
 #[test]
 fn pictures_from_files_equal_both_reference_backends() {
     let mut checked = 0;
-    for family in ["llava", "llava_pad", "paligemma", "llava_next", "llava_onevision",
-        "llava_onevision_multi", "internvl"]
-    {
+    for family in [
+        "llava",
+        "llava_pad",
+        "paligemma",
+        "llava_next",
+        "llava_onevision",
+        "llava_onevision_multi",
+        "internvl",
+    ] {
         for path in entries(&golden().join("processors").join(family)) {
             let case = json(&path);
             let name = format!("{family}/{}", path.file_name().unwrap().to_string_lossy());

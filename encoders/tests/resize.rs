@@ -1,4 +1,5 @@
 //! Properties of the resamplers; that their bits are the references' is for `processors.rs`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
 use secateur_core::model::ImageBackend;
@@ -93,8 +94,7 @@ fn a_thin_picture_costs_no_more_than_its_crop() {
     let source = bitmap(1, 60_000, 5);
     let whole = (336, 336 * 60_000);
     let window = Window { left: 0, top: (whole.1 - 336) / 2, width: 336, height: 336 };
-    let out =
-        resize_window(source.clone(), whole, window, Filter::Bicubic, ImageBackend::Pillow);
+    let out = resize_window(source.clone(), whole, window, Filter::Bicubic, ImageBackend::Pillow);
     assert_eq!((out.width, out.height), (336, 336));
     let square = Canvas::square(source, [122, 116, 104]);
     let out = resize(square, (336, 336), Filter::Bicubic, ImageBackend::Torchvision);

@@ -43,15 +43,16 @@ pub struct ModelOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VideoAdvance {
     /// One after the largest position so far: what the weights were trained with.
-    #[default]
     MaxPlusOne,
-    /// After the larger side of a frame, even if time went further: transformers 5.24.
+    /// After the larger side of a frame, even if time went further: transformers 5.24, whose runs
+    /// are the reference here. The two differ for long videos alone.
+    #[default]
     MaxHw,
 }
 
 /// A model's configuration on the way to a blueprint.
 #[derive(Clone, Debug)]
-pub struct ConfigSource<'a> {
+pub(crate) struct ConfigSource<'a> {
     pub(crate) files: &'a ModelFiles,
     pub(crate) root: Fields<'a>,
     pub(crate) options: ModelOptions,
@@ -63,7 +64,7 @@ impl<'a> ConfigSource<'a> {
     ///
     /// # Errors
     /// If it is not an object.
-    pub fn new(
+    pub(crate) fn new(
         files: &'a ModelFiles,
         value: &'a Value,
         options: ModelOptions,
@@ -82,10 +83,24 @@ impl<'a> ConfigSource<'a> {
     pub(crate) fn vision(&self, kind: &str, default: Value) -> Result<VisionSource, ConfigError> {
         // Checks that it is an object.
         self.root.object("vision_config")?;
-        let mut value = self.value.get("vision_config").filter(|v| !v.is_null()).cloned().unwrap_or(default);
+        let mut value =
+            self.value.get("vision_config").filter(|v| !v.is_null()).cloned().unwrap_or(default);
         let kind = value.get("model_type").and_then(Value::as_str).unwrap_or(kind).to_owned();
         value["model_type"] = json!(kind);
-        Ok(VisionSource { file: self.root.file().to_owned(), kind, value: json!({ "vision_config": value }) })
+        Ok(VisionSource {
+            file: self.root.file().to_owned(),
+            kind,
+            value: json!({ "vision_config": value }),
+        })
+    }
+
+    /// The vision configuration of a family that has one kind of tower, whatever name the file
+    /// gives it (that of the family, in old files).
+    pub(crate) fn vision_of(&self, kind: &str) -> Result<VisionSource, ConfigError> {
+        let mut found = self.vision(kind, json!({}))?;
+        kind.clone_into(&mut found.kind);
+        found.value["vision_config"]["model_type"] = json!(kind);
+        Ok(found)
     }
 
     /// A model's facts, put together.
@@ -176,18 +191,12 @@ pub(crate) fn list(
     range: std::ops::RangeInclusive<usize>,
 ) -> Result<Option<Vec<usize>>, ConfigError> {
     let Some(value) = fields.get(key) else { return Ok(None) };
-    let number = |v: &Value| {
-        v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n))
-    };
-    value
-        .as_array()
-        .and_then(|list| list.iter().map(number).collect())
-        .map(Some)
-        .ok_or_else(|| {
-            let expected =
-                format!("a list of whole numbers from {} to {}", range.start(), range.end());
-            fields.error(key, &expected, &secateur_core::files::short(value))
-        })
+    let number =
+        |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n));
+    value.as_array().and_then(|list| list.iter().map(number).collect()).map(Some).ok_or_else(|| {
+        let expected = format!("a list of whole numbers from {} to {}", range.start(), range.end());
+        fields.error(key, &expected, &secateur_core::files::short(value))
+    })
 }
 
 /// Sizes (height, width) that any-resolution pictures are scaled to.
@@ -198,7 +207,8 @@ pub(crate) fn pinpoints(
     const KEY: &str = "image_grid_pinpoints";
     let Some(value) = fields.get(KEY) else { return Ok(default.to_vec()) };
     let pair = |v: &Value| -> Option<[usize; 2]> {
-        let side = |v: &Value| usize::try_from(v.as_u64()?).ok().filter(|s| (1..=1 << 15).contains(s));
+        let side =
+            |v: &Value| usize::try_from(v.as_u64()?).ok().filter(|s| (1..=1 << 15).contains(s));
         match v.as_array()?.as_slice() {
             [h, w] => Some([side(h)?, side(w)?]),
             _ => None,

@@ -11,7 +11,6 @@
 use secateur_core::error::{ConfigError, RunError};
 use secateur_core::model::{Pixels, VisualLayout};
 use secateur_core::ops::{Activation, NormKind};
-use serde_json::json;
 
 use crate::blocks::family::{Blueprint, Common, inside_vocabulary};
 use crate::blocks::layout::{BlockOrder, LayoutBuilder, tokens_of_clips};
@@ -45,7 +44,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     let defaults =
         DecoderDefaults { kind: "qwen2", tied: Some(true), ..DecoderDefaults::default() };
     let decoder = decoder(&source.text()?, root, defaults)?;
-    let tower = source.vision("internvl_vision", json!({}))?;
+    let tower = source.vision_of("internvl_vision")?;
     let sizes = vision(&tower.fields()?, &tower.kind)?;
     let features = feature_layers(root, "vision_feature_layer", -1, sizes.layers)?;
     // Only the last state passes the tower's optional final norm.
@@ -126,9 +125,8 @@ impl Blueprint for InternVl {
         let end = special.get("end_image_token").unwrap_or("</img>");
         let counts = tokens_of_clips(layout, pixels.len());
         placeholders.replace(prompt, pixels, |clip, of_clip| {
-            let around = |tokens: usize| {
-                format!("{start}{}{end}", placeholders.image.repeat(tokens))
-            };
+            let around =
+                |tokens: usize| format!("{start}{}{end}", placeholders.image.repeat(tokens));
             if !of_clip.video {
                 return Ok(around(counts[clip]));
             }

@@ -9,7 +9,9 @@ pub mod blocks;
 mod config;
 pub mod embedded;
 mod error;
+pub mod heads;
 pub mod registry;
+pub mod shapes;
 pub mod text;
 pub mod weights;
 
@@ -22,6 +24,6 @@ mod qwen2_vl;
 mod qwen3_vl;
 mod smolvlm;
 
-pub use config::{ConfigSource, ModelOptions, VideoAdvance};
+pub use config::{ModelOptions, VideoAdvance};
 pub use error::LoadError;
 pub use registry::{Description, FAMILIES, FamilyEntry, LoadedModel, describe, load};

@@ -38,15 +38,22 @@ struct Llava {
     keep_cls: bool,
 }
 
-/// Which rows of a tile are visual tokens.
+/// Whether the class row of a tower that has one (`cls`) is kept as a token.
 ///
 /// # Errors
-/// If the strategy is neither `default` nor `full`.
-pub(crate) fn keeps_cls(source: &ConfigSource<'_>, default: &str) -> Result<bool, ConfigError> {
+/// If the strategy is neither `default` nor `full`, or would drop a row that is no class row.
+pub(crate) fn keeps_cls(
+    source: &ConfigSource<'_>,
+    default: &str,
+    cls: bool,
+) -> Result<bool, ConfigError> {
     const KEY: &str = "vision_feature_select_strategy";
     match source.root.text(KEY, default)?.as_str() {
-        "default" => Ok(false),
-        "full" => Ok(true),
+        "default" if cls => Ok(false),
+        "full" => Ok(cls),
+        "default" => {
+            Err(source.root.error(KEY, "`full`: the tower has no class row to drop", "`default`"))
+        }
         other => Err(source.root.error(KEY, "`default` or `full`", &format!("`{other}`"))),
     }
 }
@@ -89,7 +96,7 @@ pub(crate) fn common(source: &ConfigSource<'_>) -> Result<(Common, usize), Confi
 /// A field that cannot be.
 pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
     let (mut common, _) = common(source)?;
-    let keep_cls = keeps_cls(source, "default")? && common.info.encoder.cls;
+    let keep_cls = keeps_cls(source, "default", common.info.encoder.cls)?;
     common.info.visual_tokens += usize::from(keep_cls);
     Ok(Box::new(Llava { common, keep_cls }))
 }

@@ -25,7 +25,6 @@ pub(crate) const TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assis
 #[derive(Debug)]
 struct LlavaNext {
     common: Common,
-    keep_cls: bool,
 }
 
 /// Reads the configuration.
@@ -34,7 +33,10 @@ struct LlavaNext {
 /// A field that cannot be.
 pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
     let (mut common, side) = llava::common(source)?;
-    let keep_cls = llava::keeps_cls(source, "default")? && common.info.encoder.cls;
+    if llava::keeps_cls(source, "default", common.info.encoder.cls)? {
+        let expected = "`default`: tiles with their class rows cannot be put together";
+        return Err(source.root.error("vision_feature_select_strategy", expected, "`full`"));
+    }
     // Newlines are no tower rows.
     common.info.encoder.one_to_one = false;
     common.newline = true;
@@ -42,7 +44,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     let tiles = own_tiles(&pinpoints(&source.root, &default)?);
     let map = square_map(side as u32, tiles);
     common.info.visual_tokens = side * side + (map.0 * (map.1 + 1)) as usize;
-    Ok(Box::new(LlavaNext { common, keep_cls }))
+    Ok(Box::new(LlavaNext { common }))
 }
 
 /// The pinpoint with the smallest area: what a square picture of the tile's size gets.
@@ -79,11 +81,6 @@ impl Blueprint for LlavaNext {
 
     fn layout(&self, pixels: &[&Pixels]) -> Result<VisualLayout, RunError> {
         pictures_only(pixels, "LLaVA-NeXT")?;
-        if self.keep_cls {
-            return Err(RunError::Prompt(
-                "LLaVA-NeXT with the class row of each tile kept is not supported".into(),
-            ));
-        }
         let mut builder = LayoutBuilder::new(self.common.info.encoder.cls);
         for (clip, pixels) in pixels.iter().enumerate() {
             let crops = builder.crops(pixels, clip);

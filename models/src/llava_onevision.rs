@@ -51,9 +51,9 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     let tower = source.vision("siglip_vision_model", so400m)?;
     let sizes = vision(&tower.fields()?, &tower.kind)?;
     let features = feature_layers(root, "vision_feature_layer", -1, sizes.layers)?;
-    if !keeps_cls(source, "full")? {
-        let expected = "`full`: the tower has no class row to drop";
-        return Err(root.error("vision_feature_select_strategy", expected, "`default`"));
+    if keeps_cls(source, "full", sizes.cls)? {
+        let expected = "a tower without a class row";
+        return Err(root.error("vision_config.model_type", expected, &format!("`{}`", tower.kind)));
     }
     const IMAGE: [&str; 2] = ["image_token_index", "image_token_id"];
     const VIDEO: [&str; 2] = ["video_token_index", "video_token_id"];
@@ -114,7 +114,7 @@ impl Onevision {
             let grid = builder.grid(map.grid(rows, cols));
             for row in 0..rows {
                 for col in 0..cols {
-                    builder.patch(grid, row, col, TokenSource::Sum(vec![(map.row(row, col), 1.0)]));
+                    builder.patch(grid, row, col, TokenSource::Rows(vec![map.row(row, col)]));
                 }
                 builder.newline(grid, row);
             }
@@ -142,7 +142,8 @@ fn video(builder: &mut LayoutBuilder, frames: &[Crop]) {
     for frame in frames {
         let cells = frame.grid;
         let (rows, cols) = (cells.rows.div_ceil(2), cells.cols.div_ceil(2));
-        let scale = [f64::from(cells.cols) / f64::from(cols), f64::from(cells.rows) / f64::from(rows)];
+        let scale =
+            [f64::from(cells.cols) / f64::from(cols), f64::from(cells.rows) / f64::from(rows)];
         let cell = [cells.cell[0] * scale[0], cells.cell[1] * scale[1]];
         let grid = builder.grid(secateur_core::clip::Grid { rows, cols, cell, ..cells });
         let (ys, xs) = (bilinear(cells.rows, rows), bilinear(cells.cols, cols));

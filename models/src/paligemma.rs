@@ -18,9 +18,9 @@ use crate::config::{ConfigSource, DecoderDefaults, FeatureLayers, decoder, token
 use crate::text::TextModel;
 
 /// Pretrained checkpoints have no chat: pictures, then the words of the last turn.
-pub(crate) const TEMPLATE: &str = "{% for m in messages if loop.last %}\
-    {% for c in m.content if c.type == 'image' %}<image>{% endfor %}\
-    {% for c in m.content if c.type == 'text' %}{{ c.text }}{% endfor %}{% endfor %}";
+pub(crate) const TEMPLATE: &str = "{% set parts = messages[-1].content %}\
+    {% for c in parts if c.type == 'image' %}<image>{% endfor %}\
+    {% for c in parts if c.type == 'text' %}{{ c.text }}{% endfor %}";
 
 #[derive(Debug)]
 struct PaliGemma {
@@ -53,11 +53,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
         linears: vec![("linear", decoder.hidden, true, Activation::None)],
     };
     let common = Common {
-        info: source.info(
-            sizes.info(&tower.kind, &features, true),
-            decoder.info(),
-            side * side,
-        )?,
+        info: source.info(sizes.info(&tower.kind, &features, true), decoder.info(), side * side)?,
         tower: tower.tower(features.layers, true),
         // May lie outside the embedding: its row is never read.
         image_token: token_id(root, &["image_token_index", "image_token_id"], 256_000)?,

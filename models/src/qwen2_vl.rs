@@ -12,7 +12,6 @@ use secateur_core::error::{ConfigError, RunError};
 use secateur_core::files::Fields;
 use secateur_core::model::{EncoderInfo, Pixels, Positions, Prompt, VisualLayout};
 use secateur_core::ops::{Activation, NormKind};
-use serde_json::json;
 
 use crate::blocks::family::{Blueprint, Common, inside_vocabulary};
 use crate::blocks::layout::{BlockOrder, LayoutBuilder};
@@ -170,7 +169,7 @@ struct Qwen2Vl {
 /// # Errors
 /// A field that cannot be.
 pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
-    let tower = source.vision("qwen2_vl", json!({}))?;
+    let tower = source.vision_of("qwen2_vl")?;
     let fields = tower.fields()?;
     let vision = QwenVision::read(&fields, "embed_dim", 14)?;
     let norm = ProjectorNorm { name: "ln_q", kind: NormKind::Layer, eps: 1e-6 };
@@ -183,7 +182,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
 /// # Errors
 /// A field that cannot be.
 pub(crate) fn plan_2_5(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
-    let tower = source.vision("qwen2_5_vl", json!({}))?;
+    let tower = source.vision_of("qwen2_5_vl")?;
     let fields = tower.fields()?;
     let vision = QwenVision::read(&fields, "hidden_size", 14)?;
     let norm = ProjectorNorm { name: "ln_q", kind: NormKind::Rms, eps: 1e-6 };

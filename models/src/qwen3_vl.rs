@@ -11,7 +11,6 @@
 use secateur_core::error::{ConfigError, RunError};
 use secateur_core::model::{Pixels, Positions, Prompt, VisualLayout};
 use secateur_core::ops::{Activation, NormKind};
-use serde_json::json;
 
 use crate::blocks::family::{Blueprint, Common};
 use crate::blocks::layout::tokens_of_clips;
@@ -43,7 +42,7 @@ struct Qwen3Vl {
 /// A field that cannot be.
 pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
     let root = &source.root;
-    let tower = source.vision("qwen3_vl", json!({}))?;
+    let tower = source.vision_of("qwen3_vl")?;
     let fields = tower.fields()?;
     let mut vision = QwenVision::read(&fields, "hidden_size", 16)?;
     // Class defaults that differ from those of the families before it.
@@ -56,7 +55,8 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     const DEEP: &str = "deepstack_visual_indexes";
     let deep = list(&fields, DEEP, 0..=vision.depth - 1)?.unwrap_or_else(|| vec![8, 16, 24]);
     if deep.len() > decoder.layers {
-        let expected = format!("at most one entry for each of the {} decoder layers", decoder.layers);
+        let expected =
+            format!("at most one entry for each of the {} decoder layers", decoder.layers);
         return Err(fields.error(DEEP, &expected, &format!("{} entries", deep.len())));
     }
     let norm = ProjectorNorm { name: "norm", kind: NormKind::Layer, eps: 1e-6 };

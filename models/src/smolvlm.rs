@@ -10,7 +10,7 @@ use secateur_core::error::{ConfigError, RunError};
 use secateur_core::files::Fields;
 use secateur_core::model::{Pixels, VisualLayout};
 use secateur_core::ops::Activation;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::blocks::anyres::lattice;
 use crate::blocks::family::{Blueprint, Common, inside_vocabulary};
@@ -70,7 +70,7 @@ fn blueprint(source: &ConfigSource<'_>, tower: &str) -> Result<Box<dyn Blueprint
     let eps = (!text.is_present()).then_some(1e-5);
     let defaults = DecoderDefaults { kind: "llama", eps, ..DecoderDefaults::default() };
     let decoder = decoder(&text, root, defaults)?;
-    let tower = source.vision(tower, json!({}))?;
+    let tower = source.vision_of(tower)?;
     let sizes = vision(&tower.fields()?, &tower.kind)?;
     let features = FeatureLayers::last(sizes.layers);
     let side = root.size("scale_factor", 1..=16, Some(2))?;
@@ -90,11 +90,7 @@ fn blueprint(source: &ConfigSource<'_>, tower: &str) -> Result<Box<dyn Blueprint
     };
     let tokens = (sizes.side() / side).pow(2) * own_tiles(source)?;
     let common = Common {
-        info: source.info(
-            sizes.info(&tower.kind, &features, false),
-            decoder.info(),
-            tokens,
-        )?,
+        info: source.info(sizes.info(&tower.kind, &features, false), decoder.info(), tokens)?,
         tower: tower.tower(features.layers, true),
         decoder,
         image_token,
@@ -154,7 +150,7 @@ fn video(pixels: &Pixels, image: &str, tokens: usize) -> String {
     let last = times.last().copied().unwrap_or(0.0);
     let length = fps.map_or(last, |fps| frames as f64 / fps).max(0.0) as u64;
     let mut text = format!(
-        "You are provided the following series of {} frames from a {}:{:02}:{:02} video.\n",
+        "You are provided the following series of {} frames from a {}:{:02}:{:02} [H:MM:SS] video.\n",
         in_words(frames),
         length / 3600,
         length / 60 % 60,
@@ -172,8 +168,25 @@ fn video(pixels: &Pixels, image: &str, tokens: usize) -> String {
 /// A number below one million in English words.
 fn in_words(n: usize) -> String {
     const SMALL: [&str; 20] = [
-        "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-        "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+        "sixteen",
+        "seventeen",
+        "eighteen",
         "nineteen",
     ];
     const TENS: [&str; 10] =

@@ -53,32 +53,42 @@ mod tests {
     #[test]
     fn every_layout_becomes_one() {
         let same = [
-            ("decoder.layers.3.mlp.up_proj.weight", vec![
-                "language_model.model.layers.3.mlp.up_proj.weight",
-                "model.language_model.layers.3.mlp.up_proj.weight",
-                "model.layers.3.mlp.up_proj.weight",
-                "model.text_model.layers.3.mlp.up_proj.weight",
-            ]),
+            (
+                "decoder.layers.3.mlp.up_proj.weight",
+                vec![
+                    "language_model.model.layers.3.mlp.up_proj.weight",
+                    "model.language_model.layers.3.mlp.up_proj.weight",
+                    "model.layers.3.mlp.up_proj.weight",
+                    "model.text_model.layers.3.mlp.up_proj.weight",
+                ],
+            ),
             ("decoder.norm.weight", vec!["model.norm.weight", "language_model.model.norm.weight"]),
             ("head.weight", vec!["lm_head.weight", "language_model.lm_head.weight"]),
-            ("tower.encoder.layers.0.layer_norm1.weight", vec![
-                "vision_tower.vision_model.encoder.layers.0.layer_norm1.weight",
-                "model.vision_tower.vision_model.encoder.layers.0.layer_norm1.weight",
-                "vision_tower.encoder.layers.0.layer_norm1.weight",
-                "model.vision_model.encoder.layers.0.layer_norm1.weight",
-            ]),
-            ("tower.blocks.1.attn.qkv.bias", vec![
-                "visual.blocks.1.attn.qkv.bias",
-                "model.visual.blocks.1.attn.qkv.bias",
-            ]),
+            (
+                "tower.encoder.layers.0.layer_norm1.weight",
+                vec![
+                    "vision_tower.vision_model.encoder.layers.0.layer_norm1.weight",
+                    "model.vision_tower.vision_model.encoder.layers.0.layer_norm1.weight",
+                    "vision_tower.encoder.layers.0.layer_norm1.weight",
+                    "model.vision_model.encoder.layers.0.layer_norm1.weight",
+                ],
+            ),
+            (
+                "tower.blocks.1.attn.qkv.bias",
+                vec!["visual.blocks.1.attn.qkv.bias", "model.visual.blocks.1.attn.qkv.bias"],
+            ),
             ("projector.mlp.0.weight", vec!["visual.merger.mlp.0.weight"]),
-            ("projector.deepstack.1.norm.bias", vec![
-                "model.visual.deepstack_merger_list.1.norm.bias",
-            ]),
-            ("projector.linear_1.bias", vec![
-                "multi_modal_projector.linear_1.bias",
-                "model.multi_modal_projector.linear_1.bias",
-            ]),
+            (
+                "projector.deepstack.1.norm.bias",
+                vec!["model.visual.deepstack_merger_list.1.norm.bias"],
+            ),
+            (
+                "projector.linear_1.bias",
+                vec![
+                    "multi_modal_projector.linear_1.bias",
+                    "model.multi_modal_projector.linear_1.bias",
+                ],
+            ),
             ("newline", vec!["image_newline", "model.image_newline"]),
         ];
         for (want, names) in same {

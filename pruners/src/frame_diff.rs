@@ -23,7 +23,7 @@ use secateur_core::model::ModelInfo;
 use secateur_core::prune::{
     Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
 };
-use secateur_core::signal::{CropPixels, Signal};
+use secateur_core::signal::{CropSignals, Signal};
 use secateur_core::tokens::TokenKind;
 
 use crate::options::{self, Positions};
@@ -142,12 +142,12 @@ impl FrameDiff {
 }
 
 /// Grey levels of the patches that a token is made of.
-fn grey(pixels: &CropPixels, patches: &[(u32, f32)], order: PatchOrder) -> Option<Vec<u8>> {
-    let side = pixels.patch.max(1);
-    let cols = pixels.width / side;
-    let mut out = Vec::with_capacity(patches.len() * side * side);
-    for &(patch, _) in patches {
-        let (row, col) = order.place(patch as usize, cols);
+fn grey(crops: &[CropSignals], patches: &[(u32, u32, f32)], order: PatchOrder) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    for &(crop, patch, _) in patches {
+        let pixels = &crops.get(crop as usize)?.pixels;
+        let side = pixels.patch.max(1);
+        let (row, col) = order.place(patch as usize, pixels.width / side);
         for y in row * side..(row + 1) * side {
             let from = (y * pixels.width + col * side) * 3;
             let line = pixels.rgb.get(from..from + side * 3)?;
@@ -183,8 +183,7 @@ impl Pruner for FrameDiff {
                 return Some(Cell::Row(rows.row(i as usize).to_vec()));
             }
             let source = read::source(cut, i)?;
-            let pixels = &cut.signals.crops.get(source.crop as usize)?.pixels;
-            Some(Cell::Grey(grey(pixels, &source.patches, order)?))
+            Some(Cell::Grey(grey(&cut.signals.crops, &source.patches, order)?))
         };
         let seen = memory.episode_or_default::<Seen>();
         let mut scores = vec![0.0f32; tokens.len()];

@@ -1,4 +1,4 @@
-//! Visual token pruners for secateur: one file a pruner, one line each in [`registry`].
+//! Visual token pruners for secateur: one file a pruner, one line each in [`mod@registry`].
 //!
 //! Invariants
 //! - A pruner reads only what it declared in its plan; its result depends on that, on its
@@ -19,6 +19,7 @@ pub mod fastv;
 pub mod frame_diff;
 pub mod grid;
 pub mod pool;
+pub mod presets;
 pub mod pyramid_drop;
 pub mod random;
 pub mod registry;

@@ -75,7 +75,7 @@ pub(crate) fn source<'a>(cut: &Cut<'a>, token: u32) -> Option<&'a PatchSource> {
 
 /// Crop that a current token comes from; that of its grid where it has no patches.
 pub(crate) fn crop_of(cut: &Cut<'_>, token: u32) -> u32 {
-    source(cut, token).map_or(cut.tokens.tokens[token as usize].grid, |s| s.crop)
+    source(cut, token).map_or(cut.tokens.tokens[token as usize].grid, |s| s.patches[0].0)
 }
 
 /// Carries patch scores (`[patches]` a crop) to the current tokens, one each; tokens without
@@ -92,19 +92,18 @@ pub(crate) fn token_scores(
     (0..cut.tokens.len() as u32)
         .map(|i| {
             let Some(source) = source(cut, i) else { return Ok(other) };
-            let crop = scores.get(source.crop as usize);
-            let value = |patch: u32| {
-                crop.and_then(|c| c.get(patch as usize)).copied().ok_or_else(|| {
+            let value = |crop: u32, patch: u32| {
+                let score = scores.get(crop as usize).and_then(|c| c.get(patch as usize));
+                score.copied().ok_or_else(|| {
                     let reason = format!(
-                        "token {i} is made of patch {patch} of crop {}, which has no score",
-                        source.crop
+                        "token {i} is made of patch {patch} of crop {crop}, which has no score"
                     );
                     refuse(pruner, cut, reason)
                 })
             };
             match source.patches.as_slice() {
-                [(patch, weight)] if *weight == 1.0 => value(*patch),
-                patches => patches.iter().map(|&(p, w)| Ok(value(p)? * w)).sum(),
+                [(crop, patch, weight)] if *weight == 1.0 => value(*crop, *patch),
+                patches => patches.iter().map(|&(c, p, w)| Ok(value(c, p)? * w)).sum(),
             }
         })
         .collect()
@@ -124,7 +123,7 @@ impl PatchOrder {
     /// (which no rectangle of a raster is) comes from a tower that numbers square by square.
     pub(crate) fn of(sources: &[PatchSource]) -> Self {
         let is_run = |s: &&PatchSource| {
-            s.patches.len() >= 4 && s.patches.windows(2).all(|w| w[1].0 == w[0].0 + 1)
+            s.patches.len() >= 4 && s.patches.windows(2).all(|w| w[1].1 == w[0].1 + 1)
         };
         match sources.iter().find(is_run) {
             Some(source) => PatchOrder::Squares(source.patches.len().isqrt()),
@@ -153,8 +152,7 @@ mod tests {
     #[test]
     fn merged_patches_are_found_where_they_lie() {
         let source = |patches: &[u32]| PatchSource {
-            crop: 0,
-            patches: patches.iter().map(|&p| (p, 0.25)).collect(),
+            patches: patches.iter().map(|&p| (0, p, 0.25)).collect(),
         };
         let squares = PatchOrder::of(&[source(&[0, 1, 2, 3]), source(&[4, 5, 6, 7])]);
         assert_eq!(squares, PatchOrder::Squares(2));

@@ -94,7 +94,8 @@ impl Schedule {
                     return Budget::Count(last);
                 }
                 let left = entered as f64 * (last as f64 / entered as f64).powf(powers[j]);
-                Budget::Count((left as usize).max(last))
+                // A power of a share that should be whole may fall short in the last place.
+                Budget::Count(((left + 1e-9) as usize).max(last))
             }
         }
     }

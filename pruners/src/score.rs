@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_split_gives_the_remainder_to_the_largest_fraction_then_to_the_earlier() {
-        assert_eq!(split_budget(10, &[1, 1, 1]), [4, 3, 3]);
+        assert_eq!(split_budget(10, &[5, 5, 5]), [4, 3, 3]);
         assert_eq!(split_budget(5, &[8, 4, 4]), [3, 1, 1]);
         assert_eq!(split_budget(99, &[2, 3]), [2, 3]);
         assert_eq!(split_budget(3, &[0, 0]), [0, 0]);

@@ -357,7 +357,9 @@ pub fn recycle(
 ) -> Recycled {
     let n = tokens.len();
     let removed = removed(keep, importance);
-    let extra = (n as f64 / (cell * cell)) as usize;
+    // A share of 1 still regroups `extra` tokens, as released; a count of all changes nothing.
+    let is_whole = removed == 0 && matches!(keep, Budget::Count(_));
+    let extra = if is_whole { 0 } else { (n as f64 / (cell * cell)) as usize };
     let mut low = rising_order(importance);
     low.truncate(removed + extra);
     low.retain(|&i| tokens.tokens[i as usize].is_candidate());

@@ -30,7 +30,7 @@ use crate::debias::Debias;
 use crate::options::{self, Positions};
 use crate::read::{self, refuse};
 use crate::registry::Entry;
-use crate::score::{self, Scope, first_max, top_k, with_structural};
+use crate::score::{self, Group, Scope, first_max, top_k, with_structural};
 
 /// Its row in the registry.
 pub const ENTRY: Entry = Entry {
@@ -48,41 +48,50 @@ pub const ENTRY: Entry = Entry {
 #[derive(Clone, Debug)]
 pub struct VisionZip {
     name: String,
-    /// Including the class token, if it is passed on.
-    dominant: usize,
-    contextual: usize,
+    size: Size,
     cls_token: bool,
     column_mean: bool,
     debias: Option<Debias>,
     positions: Positions,
 }
 
+/// How many tokens a crop keeps.
+#[derive(Clone, Copy, Debug)]
+enum Size {
+    /// As given; the class token counts as dominant, if it is passed on.
+    Given { dominant: usize, contextual: usize },
+    /// A budget for each crop, split as published. One that keeps every patch changes nothing.
+    Keep(Budget),
+}
+
+/// Dominant (class token included) and contextual tokens of `keep`: 54 and 10 of 64.
+fn split(keep: usize) -> (usize, usize) {
+    let contextual = (keep as f64 * 10.0 / 64.0).round_ties_even() as usize;
+    (keep - contextual, contextual)
+}
+
 impl VisionZip {
-    /// Parameters: `dominant` (the class token counts) and `contextual`, or `keep`, a count that
-    /// is split as published (54 + 10 of 64); `cls_token` (true), `fallback = "column_mean"`,
+    /// Parameters: `dominant` (the class token counts) and `contextual`, or `keep`, which is
+    /// split as published (54 + 10 of 64); `cls_token` (true), `fallback = "column_mean"`,
     /// `debias`, `positions`.
     ///
     /// # Errors
     /// No budget, or a value out of range.
     pub fn parse(params: &Params<'_>) -> Result<Self, ChainError> {
         let (dominant, contextual) = (params.count("dominant")?, params.count("contextual")?);
-        let (dominant, contextual) = match (dominant, options::budget(params)?) {
-            (Some(dominant), None) => (dominant, contextual.unwrap_or(0)),
-            (None, Some(Budget::Count(keep))) if contextual.is_none() => {
-                let contextual = (keep as f64 * 10.0 / 64.0).round_ties_even() as usize;
-                (keep - contextual, contextual)
+        let size = match (dominant, options::budget(params)?) {
+            (Some(0), _) => {
+                return Err(params.error("dominant", "at least 1: the class token counts"));
             }
+            (Some(dominant), None) => Size::Given { dominant, contextual: contextual.unwrap_or(0) },
+            (None, Some(budget)) if contextual.is_none() => Size::Keep(budget),
             (Some(_), Some(_)) => return Err(params.error("dominant", "absent beside a budget")),
-            _ => return Err(params.error("keep", "a number of tokens, or `dominant` in its place")),
+            _ => return Err(params.error("keep", "a budget, or `dominant` in its place")),
         };
-        if dominant == 0 {
-            return Err(params.error("dominant", "at least 1: the class token counts"));
-        }
         let fallbacks = [("column_mean", true), ("none", false)];
         Ok(Self {
             name: params.pruner().to_owned(),
-            dominant,
-            contextual,
+            size,
             cls_token: options::flag(params, "cls_token", true)?,
             column_mean: params.choice("fallback", &fallbacks)?.unwrap_or(false),
             debias: Debias::option(params)?,
@@ -100,10 +109,13 @@ impl VisionZip {
         [scores, Signal::EncoderKeys { layer }]
     }
 
-    /// Whether the class token is passed on, and how many patches are dominant.
-    fn shares(&self, has_cls: bool) -> (bool, usize) {
-        let cls = self.cls_token && has_cls;
-        (cls, self.dominant - usize::from(cls))
+    /// Dominant patches and contextual tokens of a crop; `keep` is its resolved budget.
+    fn shares(&self, cls: bool, keep: usize) -> (usize, usize) {
+        let (dominant, contextual) = match self.size {
+            Size::Given { dominant, contextual } => (dominant, contextual),
+            Size::Keep(_) => split(keep),
+        };
+        (dominant.saturating_sub(usize::from(cls)), contextual)
     }
 }
 
@@ -160,16 +172,27 @@ impl Pruner for VisionZip {
             site: Site::Encoder,
             reads: self.signals(model).to_vec(),
             positions,
-            budget: format!("{}+{} a crop", self.dominant, self.contextual),
+            budget: match self.size {
+                Size::Given { dominant, contextual } => format!("{dominant}+{contextual} a crop"),
+                Size::Keep(budget) => Scope::EachCrop.describe(&budget),
+            },
             drop: None,
         };
         Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
     }
 
     fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
-        let (cls, patches) = self.shares(!self.column_mean);
+        let keep = match &self.size {
+            Size::Given { .. } => 0,
+            Size::Keep(budget) => match options::keeps(budget, current)? {
+                keep if keep >= current => return Some(current),
+                keep => keep,
+            },
+        };
+        let cls = self.cls_token && !self.column_mean;
+        let (patches, contextual) = self.shares(cls, keep);
         let patches = patches.min(current);
-        Some(usize::from(cls) + patches + self.contextual.min(current - patches))
+        Some(usize::from(cls) + patches + contextual.min(current - patches))
     }
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
@@ -186,17 +209,26 @@ impl Pruner for VisionZip {
         let keys = read::crop_matrices(&self.name, cut, keys)?;
         let picture = self.debias.as_ref().and_then(|d| d.apply(tokens, &mut scores));
         let clamps = self.debias.as_ref().is_some_and(Debias::clamps);
-        let (cls, patches) = self.shares(model.encoder.cls);
+        let cls = self.cls_token && model.encoder.cls;
         let crop_of = |i: u32| read::crop_of(cut, i);
-        let groups =
-            score::groups(tokens, Scope::EachCrop, &Budget::Count(patches), &scores, crop_of);
+        let budget = match self.size {
+            Size::Given { .. } => Budget::Count(usize::MAX),
+            Size::Keep(budget) => budget,
+        };
+        let groups = score::groups(tokens, Scope::EachCrop, &budget, &scores, crop_of);
+        let is_whole = |g: &Group| g.keep >= g.members.len();
+        if matches!(self.size, Size::Keep(_)) && groups.iter().all(is_whole) {
+            let kept = (0..tokens.len() as u32).collect();
+            return Ok(Selection { scores: Some(scores), ..Selection::keep(kept) });
+        }
         let mut chosen: Vec<u32> = Vec::new();
         let mut appended = Vec::new();
         for group in groups {
             let valid = picture.as_ref().map_or(group.members.len(), |mask| {
                 group.members.iter().filter(|&&i| mask[i as usize]).count()
             });
-            let keep = if clamps { group.keep.min(valid) } else { group.keep };
+            let (patches, contextual) = self.shares(cls, group.keep);
+            let keep = if clamps { patches.min(valid) } else { patches };
             let own: Vec<f32> = group.members.iter().map(|&i| scores[i as usize]).collect();
             let best = top_k(&own, keep);
             let is_best = |at: &usize| best.binary_search(&(*at as u32)).is_ok();
@@ -205,13 +237,14 @@ impl Pruner for VisionZip {
             chosen.extend(best.iter().map(|&at| group.members[at as usize]));
             let unit = rest.iter().map(|&i| {
                 let row = read::source(cut, i).and_then(|s| {
-                    let row = s.patches[0].0 as usize + usize::from(model.encoder.cls);
-                    keys.get(s.crop as usize).filter(|k| row < k.nrows()).map(|k| metric(*k, row))
+                    let (crop, patch, _) = s.patches[0];
+                    let row = patch as usize + usize::from(model.encoder.cls);
+                    keys.get(crop as usize).filter(|k| row < k.nrows()).map(|k| metric(*k, row))
                 });
                 row.ok_or_else(|| refuse(&self.name, cut, format!("token {i} has no tower key")))
             });
             let unit: Vec<Array1<f32>> = unit.collect::<Result<_, _>>()?;
-            appended.extend(contextual_tokens(&rest, &unit, self.contextual));
+            appended.extend(contextual_tokens(&rest, &unit, contextual));
         }
         Ok(Selection {
             kept: with_structural(tokens, chosen),

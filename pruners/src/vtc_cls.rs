@@ -1,6 +1,6 @@
 //! VTC-CLS: keeps the patches that the class token of the vision tower looks at.
 //!
-//! Method: "[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs" (2024):
+//! Method: "\[CLS\] Token Tells Everything Needed for Training-free Efficient MLLMs" (2024):
 //! `s[i] = sum over layers e of mean over heads of A_e[cls, i]`, the highest `k` of each crop.
 //! Softmax runs over all keys, the class column is dropped afterwards, nothing is renormalised.
 //!

@@ -3,11 +3,15 @@
 //!
 //! Tolerance: 1e-5 of the largest magnitude of a tensor; sums here and there run in another order,
 //! which moves f32 results by a few units in the last place. Index sets are equal.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::collections::BTreeMap;
+#[path = "support/case.rs"]
+mod case;
+
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array1, Array2, ArrayD, Axis, Ix2, Ix3};
+use case::Case;
+use ndarray::{Array1, Array2, Axis, Ix3};
 use secateur_core::chain::Params;
 use secateur_core::clip::Grid;
 use secateur_core::model::ModelInfo;
@@ -25,131 +29,7 @@ use secateur_pruners::score::top_k;
 use secateur_pruners::trans_prune::{Direction, layer_weights};
 use secateur_pruners::vflowopt;
 use secateur_pruners::vla_pruner::{DecayOrder, History};
-use serde_json::Value;
 use toml::Table;
-
-const RELATIVE: f32 = 1e-5;
-
-/// One golden case.
-struct Case {
-    name: String,
-    params: Value,
-    floats: BTreeMap<String, ArrayD<f32>>,
-    ints: BTreeMap<String, Vec<i64>>,
-    shapes: BTreeMap<String, Vec<usize>>,
-    /// `out.*` tensors that were compared.
-    seen: std::cell::RefCell<Vec<String>>,
-}
-
-impl Case {
-    fn read(path: &Path) -> Self {
-        let text = std::fs::read_to_string(path).unwrap();
-        let doc: Value = serde_json::from_str(&text).unwrap();
-        let bytes = std::fs::read(path.with_extension("safetensors")).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let (mut floats, mut ints) = (BTreeMap::new(), BTreeMap::new());
-        let mut shapes = BTreeMap::new();
-        for (name, view) in file.tensors() {
-            let data = view.data();
-            shapes.insert(name.clone(), view.shape().to_vec());
-            match view.dtype() {
-                safetensors::Dtype::F32 => {
-                    let values: Vec<f32> = data
-                        .chunks_exact(4)
-                        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                        .collect();
-                    floats.insert(name, ArrayD::from_shape_vec(view.shape(), values).unwrap());
-                }
-                safetensors::Dtype::I64 => {
-                    let values = data
-                        .chunks_exact(8)
-                        .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
-                        .collect();
-                    ints.insert(name, values);
-                }
-                other => panic!("{name}: {other:?}"),
-            }
-        }
-        let name = format!(
-            "{}/{}",
-            doc["pruner"].as_str().unwrap(),
-            path.file_stem().unwrap().to_str().unwrap()
-        );
-        Self { name, params: doc["params"].clone(), floats, ints, shapes, seen: Default::default() }
-    }
-
-    fn input(&self, name: &str) -> &ArrayD<f32> {
-        self.floats.get(&format!("in.{name}")).unwrap_or_else(|| panic!("{}: in.{name}", self.name))
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.floats.contains_key(name) || self.ints.contains_key(name)
-    }
-
-    fn matrix(&self, name: &str) -> Array2<f32> {
-        self.input(name).clone().into_dimensionality::<Ix2>().unwrap()
-    }
-
-    fn int(&self, name: &str) -> usize {
-        self.params[name].as_u64().unwrap_or_else(|| panic!("{}: {name}", self.name)) as usize
-    }
-
-    fn ints_of(&self, name: &str) -> Vec<usize> {
-        let list = self.params[name].as_array().unwrap();
-        list.iter().map(|v| v.as_u64().unwrap() as usize).collect()
-    }
-
-    /// Compares numbers with `out.<name>`.
-    fn close(&self, name: &str, got: &[f32]) {
-        let name = format!("out.{name}");
-        let want = self.floats.get(&name).unwrap_or_else(|| panic!("{}: {name}", self.name));
-        self.seen.borrow_mut().push(name.clone());
-        let want: Vec<f32> = want.iter().copied().collect();
-        assert_eq!(got.len(), want.len(), "{}: length of {name}", self.name);
-        let scale = want.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            assert!(
-                (g - w).abs() <= RELATIVE * scale,
-                "{}: {name}[{i}] is {g}, not {w}",
-                self.name
-            );
-        }
-    }
-
-    /// Compares indices with `out.<name>`.
-    fn equal<T: Copy + TryInto<i64>>(&self, name: &str, got: &[T]) {
-        let name = format!("out.{name}");
-        self.seen.borrow_mut().push(name.clone());
-        let got: Vec<i64> = got.iter().map(|&g| g.try_into().ok().unwrap()).collect();
-        assert_eq!(Some(&got), self.ints.get(&name), "{}: {name}", self.name);
-    }
-
-    /// Compares indices with `out.<name>` where tokens with equal rows of `features` stand for one
-    /// another.
-    fn equal_up_to_copies(&self, name: &str, got: &[i64], features: &Array2<f32>, shift: i64) {
-        let name = format!("out.{name}");
-        self.seen.borrow_mut().push(name.clone());
-        let first = |i: i64| {
-            let row = |j: usize| features.rows().into_iter().nth(j).map(|r| r.to_vec());
-            let own = usize::try_from(i - shift).ok().and_then(row);
-            let copies = (0..features.nrows()).find(|&j| own.is_some() && row(j) == own);
-            copies.map_or(i, |j| j as i64 + shift)
-        };
-        let sorted = |list: &[i64]| {
-            let mut list: Vec<i64> = list.iter().map(|&i| first(i)).collect();
-            list.sort_unstable();
-            list
-        };
-        assert_eq!(sorted(got), sorted(&self.ints[&name]), "{}: {name}", self.name);
-    }
-
-    /// The parameters `keys` as those of a chain entry.
-    fn table(&self, keys: &[&str]) -> Table {
-        let text = serde_json::to_string(&self.params).unwrap();
-        let all: Table = serde_json::from_str(&text).unwrap();
-        all.into_iter().filter(|(key, _)| keys.contains(&key.as_str())).collect()
-    }
-}
 
 fn build(name: &str, table: &Table) -> Box<dyn Pruner> {
     let params = Params::new(name, table);
@@ -170,7 +50,7 @@ fn model(tower_layers: usize, heads: usize, decoder_layers: usize) -> ModelInfo 
 
 /// Signals of one crop whose patches are the tokens.
 fn one_crop(tokens: &TokenMap) -> Signals {
-    let source = |i: u32| PatchSource { crop: 0, patches: vec![(i, 1.0)] };
+    let source = |i: u32| PatchSource { patches: vec![(0, i, 1.0)] };
     Signals {
         crops: vec![CropSignals::default()],
         sources: (0..tokens.len() as u32).map(source).collect(),
@@ -516,8 +396,7 @@ fn vla_pruner(case: &Case) {
     let wide = |list: &[u32]| list.iter().map(|&i| i64::from(i)).collect::<Vec<_>>();
     check("kept", &wide(&got.kept), 0);
     let n = case.input("attn").shape()[1];
-    let stays: Vec<i64> =
-        positions(start, v, n, &got.kept).into_iter().map(|p| p as i64).collect();
+    let stays: Vec<i64> = positions(start, v, n, &got.kept).into_iter().map(|p| p as i64).collect();
     check("kept_positions", &stays, start as i64);
     let Some(guide) = guide else {
         assert!(got.scores.is_none(), "{}: warming up scores nothing", case.name);

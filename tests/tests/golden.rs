@@ -8,8 +8,8 @@ use std::path::Path;
 
 use secateur::trace::{Histories, Tensors, Values, read_histories};
 use secateur::{
-    ChainSpec, Clip, Frame, ImageBackend, ModelOptions, Precision, ProcessorOptions,
-    Request, VideoAdvance, VideoInfo, Vlm,
+    ChainSpec, Clip, Frame, ImageBackend, Precision, ProcessorOptions, Request,
+    VideoInfo, Vlm,
 };
 use secateur_tests::{Golden, golden, tensors};
 use serde::Deserialize;
@@ -32,7 +32,6 @@ struct Case {
     fps: Option<f64>,
     video_fps: Option<f64>,
     tolerance: f64,
-    mrope_video_advance: Option<String>,
 }
 
 fn chain(entries: &[serde_json::Value]) -> ChainSpec {
@@ -61,15 +60,10 @@ fn run(folder: &Path, case: &Case) -> Result<Tensors, secateur::Error> {
         Some("Pillow") => ImageBackend::Pillow,
         _ => ImageBackend::Torchvision,
     };
-    let options = match case.mrope_video_advance.as_deref() {
-        Some("max_hw") => ModelOptions { video_advance: VideoAdvance::MaxHw },
-        _ => ModelOptions::default(),
-    };
     let vlm = Vlm::builder(folder.join(&case.model))
         .precision(Precision::F32)
         .threads(2)
         .image_options(ProcessorOptions { backend, ..ProcessorOptions::default() })
-        .model_options(options)
         .open()?;
     let mut request = Request::new(case.prompt.clone())
         .raw_prompt()

@@ -41,8 +41,10 @@ fn blend(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
     rgb.map(|v| over_white(v, alpha))
 }
 
-/// How one pixel of `bytes_per_pixel` native bytes becomes RGB.
-fn converter(colour: ColorType) -> Option<fn(&[u8]) -> [u8; 3]> {
+/// How one pixel's native bytes become RGB.
+type Convert = fn(&[u8]) -> [u8; 3];
+
+fn converter(colour: ColorType) -> Option<Convert> {
     Some(match colour {
         ColorType::L8 => |p| [p[0]; 3],
         ColorType::La8 => |p| blend([p[0]; 3], p[1]),

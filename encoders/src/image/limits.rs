@@ -53,7 +53,7 @@ impl Limits {
     ///
     /// # Errors
     /// [`InputError::TooLarge`]; [`InputError::Empty`] for a side of zero.
-    pub(super) fn check_size(
+    pub(crate) fn check_size(
         &self,
         path: &str,
         width: u32,

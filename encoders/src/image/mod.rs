@@ -18,4 +18,6 @@ mod resize;
 pub use bitmap::{Bitmap, Canvas};
 pub use decode::{FORMATS, Header, decode, from_dynamic, load, probe, probe_bytes};
 pub use limits::Limits;
+#[cfg(feature = "video")]
+pub(crate) use orient::turned;
 pub use resize::{Filter, Window, resize, resize_window};

@@ -19,6 +19,18 @@ pub(super) fn swaps_sides(orientation: Orientation) -> bool {
     )
 }
 
+/// The picture turned clockwise by quarter turns.
+#[cfg(feature = "video")]
+pub(crate) fn turned(picture: Bitmap, quarters: u8) -> Bitmap {
+    let orientation = match quarters % 4 {
+        0 => Orientation::NoTransforms,
+        1 => Orientation::Rotate90,
+        2 => Orientation::Rotate180,
+        _ => Orientation::Rotate270,
+    };
+    upright(picture, orientation)
+}
+
 /// The picture turned as its tag says.
 pub(super) fn upright(picture: Bitmap, orientation: Orientation) -> Bitmap {
     let (w, h) = (picture.width, picture.height);

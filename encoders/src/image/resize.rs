@@ -136,18 +136,22 @@ impl Axis {
         let bits = match backend {
             ImageBackend::Pillow => 22,
             ImageBackend::Torchvision => {
+                let fits =
+                    |max: f64, p: u32| (0.5 + max * f64::from(1u32 << p)) < f64::from(1u32 << 15);
                 let mut largest = 0.0f64;
                 for i in 0..output {
                     weights(input, output, filter, i, &mut row);
                     largest = row.iter().copied().fold(largest, f64::max);
+                    // 14 bits hold weights up to 2, which no kernel reaches: nothing can change.
+                    if !fits(largest, 15) {
+                        break;
+                    }
                 }
-                // The first that reaches 2^15 is one too many; 22 at most.
-                let fits = |p: u32| (0.5 + largest * f64::from(1u32 << p)) < f64::from(1u32 << 15);
-                (1..=22).take_while(|&p| fits(p)).last().unwrap_or(0)
+                (1..=22).take_while(|&p| fits(largest, p)).last().unwrap_or(0)
             }
         };
         let one = f64::from(1u32 << bits);
-        let mut axis = Self { taps: Vec::new(), weights: Vec::new(), bits, inputs: usize::MAX..0 };
+        let mut axis = Self { taps: Vec::new(), weights: Vec::new(), bits, inputs: input..0 };
         for i in range {
             let first = weights(input, output, filter, i, &mut row);
             axis.taps.push((first, axis.weights.len()));
@@ -211,6 +215,39 @@ fn horizontal_row(axis: &Axis, row: &[u8], left: usize, out: &mut [u8]) {
     }
 }
 
+/// As [`horizontal_row`] for a row that lies at `left` on ground of one colour; `blank` is the
+/// result of ground alone. Only outputs that see the row are computed.
+fn horizontal_padded(
+    axis: &Axis,
+    row: &[u8],
+    left: usize,
+    fill: [u8; 3],
+    blank: &[u8],
+    out: &mut [u8],
+) {
+    let right = left + row.len() / 3;
+    out.copy_from_slice(blank);
+    for (i, pixel) in out.chunks_exact_mut(3).enumerate() {
+        let (first, weights) = axis.of(i);
+        let (from, to) = (first.max(left), (first + weights.len()).min(right));
+        if from >= to {
+            continue;
+        }
+        let mut sum = [axis.half(); 3];
+        let inside = &weights[from - first..to - first];
+        let outside = weights.iter().sum::<i32>() - inside.iter().sum::<i32>();
+        for (s, f) in sum.iter_mut().zip(fill) {
+            *s += outside * i32::from(f);
+        }
+        for (k, p) in inside.iter().zip(row[(from - left) * 3..].chunks_exact(3)) {
+            sum[0] += k * i32::from(p[0]);
+            sum[1] += k * i32::from(p[1]);
+            sum[2] += k * i32::from(p[2]);
+        }
+        pixel.copy_from_slice(&sum.map(|s| axis.round(s)));
+    }
+}
+
 /// Output row `i` of the vertical pass; `add(y, k, sums)` adds `k` times input row `y`.
 fn vertical_row(
     axis: &Axis,
@@ -249,13 +286,29 @@ fn cut(source: &Canvas, columns: std::ops::Range<usize>, rows: std::ops::Range<u
 
 fn horizontal(source: &Canvas, axis: &Axis, rows: std::ops::Range<usize>, left: usize) -> Part {
     let width = axis.len();
+    let picture = &source.picture;
     let mut bytes = vec![0u8; width * 3 * rows.len()];
-    bytes.par_chunks_exact_mut(width * 3).enumerate().for_each_init(
-        Vec::new,
-        |scratch, (y, out)| {
-            horizontal_row(axis, source.row(rows.start + y, scratch), 0, out);
-        },
-    );
+    let mut blank = Vec::new();
+    if (picture.width, picture.height) != (source.width, source.height) {
+        blank.resize(width * 3, 0);
+        for (i, pixel) in blank.chunks_exact_mut(3).enumerate() {
+            let sum: i32 = axis.of(i).1.iter().sum();
+            pixel.copy_from_slice(
+                &source.fill.map(|f| axis.round(axis.half() + sum * i32::from(f))),
+            );
+        }
+    }
+    bytes.par_chunks_exact_mut(width * 3).enumerate().for_each(|(y, out)| {
+        let y = rows.start + y;
+        if blank.is_empty() {
+            horizontal_row(axis, picture.row(y), 0, out);
+        } else if (source.top..source.top + picture.height).contains(&y) {
+            let row = picture.row(y - source.top);
+            horizontal_padded(axis, row, source.left, source.fill, &blank, out);
+        } else {
+            out.copy_from_slice(&blank);
+        }
+    });
     Part { width, left, top: rows.start, bytes }
 }
 

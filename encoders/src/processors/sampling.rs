@@ -32,6 +32,13 @@ pub enum Policy {
         /// Most frames.
         max_frames: usize,
     },
+    /// `fps` frames a second, at most `max_frames`: the reference's default elsewhere.
+    Rate {
+        /// Frames a second wanted.
+        fps: f64,
+        /// Most frames.
+        max_frames: usize,
+    },
     /// `frames` frames spread evenly.
     Uniform {
         /// Frames wanted.
@@ -71,23 +78,30 @@ pub fn indices(policy: Policy, total: usize, source_fps: f64) -> Vec<usize> {
             spread(total, even.min(total / 2 * 2).max(1))
         }
         Policy::QwenThree { fps } if fps > 0.0 => {
-            let wanted = ((total as f64 / source_fps * fps) as usize).max(4).min(768).min(total);
+            let wanted = ((total as f64 / source_fps * fps) as usize).clamp(4, 768).min(total);
             linspace(0.0, (total - 1) as f64, wanted)
                 .map(|x| x.round_ties_even() as usize)
                 .collect()
         }
         Policy::SmolVlm { fps, max_frames } if fps > 0.0 && max_frames > 0 => {
             let count = ((fps * seconds).round_ties_even() as usize).min(max_frames).max(1);
-            let (mut start, mut end) = (0.0, (total - 1) as f64);
+            let last = total - 1;
+            let (mut start, mut end) = (0, last);
             if seconds - 2.0 > max_frames as f64 * fps {
-                start = source_fps;
-                end = (total - 1) as f64 - source_fps;
+                start = source_fps as usize;
+                end = ((total as f64 - source_fps) as usize).min(last);
             }
-            let mut taken: Vec<usize> = linspace(start.trunc(), end.trunc().max(start), count)
-                .map(|x| x as usize)
-                .collect();
+            if start >= end {
+                (start, end) = (0, last);
+            }
+            let mut taken: Vec<usize> =
+                linspace(start as f64, end as f64, count).map(|x| x as usize).collect();
             taken.dedup();
             taken
+        }
+        Policy::Rate { fps, max_frames } if fps > 0.0 => {
+            let count = ((seconds * fps) as usize).clamp(1, max_frames.max(1)).min(total);
+            (0..count).map(|i| i * total / count).collect()
         }
         Policy::Uniform { frames } => spread(total, frames.min(total)),
         _ => Vec::new(),

@@ -120,6 +120,11 @@ impl Config {
         self.width / self.heads
     }
 
+    /// Whether families make one visual token of one row: InternVL, Idefics3 and Qwen merge.
+    pub(crate) fn is_one_to_one(&self) -> bool {
+        matches!(self.kind.as_str(), "clip_vision_model" | "siglip_vision_model")
+    }
+
     /// Rows a crop has beside its patches.
     pub(crate) fn class_rows(&self) -> usize {
         usize::from(self.class_token)

@@ -1,8 +1,8 @@
 //! One configurable vision transformer for every tower of the field.
 //!
 //! Invariants
-//! - Towers differ in data: [`config`] turns a `vision_config` into named variants (norm kind, class
-//!   token, layer scale, positions, windows, ...), and one tower runs them all against
+//! - Towers differ in data: a `vision_config` becomes named variants (norm kind, class token, layer
+//!   scale, positions, windows, ...), and one tower runs them all against
 //!   [`secateur_core::ops::Ops`].
 //! - Only the layers that the features need are loaded and run.
 //! - A crop's rows do not depend on what else is in the batch.
@@ -15,6 +15,7 @@
 mod block;
 pub(crate) mod config;
 mod embed;
+mod signals;
 mod tower;
 mod window;
 
@@ -40,6 +41,14 @@ pub enum EncoderLoadError {
     /// The operation set cannot pack the weights.
     #[error(transparent)]
     Run(#[from] RunError),
+    /// An ONNX file, or the library that runs it, cannot be used.
+    #[error("{file}: {reason}")]
+    Onnx {
+        /// The file.
+        file: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
 }
 
 /// Builds the tower that a family asks for.

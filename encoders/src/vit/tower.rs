@@ -13,19 +13,19 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ndarray::{Array1, Array2};
 use secateur_core::error::RunError;
 use secateur_core::model::{Control, Encoded, Encoder, EncoderInfo, Pixels};
-use secateur_core::ops::{Norm, Ops, Queries, RopeTable, ScoreRequest};
+use secateur_core::ops::{Norm, Ops};
 use secateur_core::signal::{CropSignals, Signal};
 use secateur_core::tensor::Tensor;
 use secateur_core::weights::Weights;
 
 use super::EncoderLoadError;
-use super::block::{Block, Pass, Reported, Scratch, load_norm};
+use super::block::{Block, Pass, Scratch, load_norm};
 use super::config::{Config, Layout};
 use super::embed::{Embed, patch_rows, rope};
-use super::window::{self, FrameWindows};
+use super::signals::{Asked, matrix};
+use super::window::{self, WindowOrder};
 
 /// Most rows of crops that run together.
 const BATCH_ROWS: usize = 4096;
@@ -85,9 +85,7 @@ impl Tower {
             width: config.width * config.features.len(),
             cls: config.class_token,
             full_attention_layers,
-            one_to_one: config.layout == Layout::Clip
-                && config.kind != "idefics3_vision"
-                && config.kind != "smolvlm_vision",
+            one_to_one: config.is_one_to_one(),
             withheld: Vec::new(),
         };
         Ok(Self { config, info, embed, blocks, final_norm, ops })
@@ -209,7 +207,7 @@ impl Tower {
         if let Some(order) = &order {
             x = gathered(ops, &x, &order.rows);
             if let Some(table) = &mut rotation {
-                *table = permuted(table, &order.rows);
+                *table = order.rotation(table);
             }
         }
         let mut states = BTreeMap::new();
@@ -298,52 +296,10 @@ impl Config {
     }
 }
 
-/// The permutation of a batch's rows into windows, and the windows.
-struct WindowOrder {
-    /// Row that stands at each place.
-    rows: Vec<u32>,
-    inverse: Vec<u32>,
-    segments: Vec<Range<usize>>,
-}
-
-impl WindowOrder {
-    fn new(config: &Config, (h, w): (usize, usize), crops: usize) -> Option<Self> {
-        let windows = config.windows.as_ref()?;
-        let block = config.merge * config.merge;
-        let frame: FrameWindows = window::frame(h / config.merge, w / config.merge, windows.side);
-        let one = frame.rows(block);
-        let rows: Vec<u32> =
-            (0..crops).flat_map(|c| one.iter().map(move |r| r + (c * h * w) as u32)).collect();
-        let mut inverse = vec![0u32; rows.len()];
-        for (place, row) in rows.iter().enumerate() {
-            inverse[*row as usize] = place as u32;
-        }
-        let mut segments = Vec::new();
-        let mut start = 0;
-        for _ in 0..crops {
-            for size in &frame.sizes {
-                segments.push(start..start + size * block);
-                start += size * block;
-            }
-        }
-        Some(Self { rows, inverse, segments })
-    }
-}
-
 fn gathered(ops: &dyn Ops, x: &Tensor, index: &[u32]) -> Tensor {
     let mut out = Tensor::zeros(0, 0);
     ops.gather_rows(x, index, &mut out);
     out
-}
-
-fn permuted(table: &RopeTable, rows: &[u32]) -> RopeTable {
-    let take = |values: &[f32]| -> Vec<f32> {
-        rows.iter()
-            .flat_map(|r| &values[*r as usize * table.half..][..table.half])
-            .copied()
-            .collect()
-    };
-    RopeTable { cos: take(&table.cos), sin: take(&table.sin), half: table.half }
 }
 
 /// Several states side by side: `[rows, width * states]`.
@@ -364,100 +320,6 @@ fn side_by_side(
         }
     }
     ops.upload(rows, out.len() / rows.max(1), &out)
-}
-
-/// A matrix from row-major values of that many elements.
-fn matrix(rows: usize, cols: usize, values: Vec<f32>) -> Array2<f32> {
-    debug_assert_eq!(values.len(), rows * cols);
-    Array2::from_shape_vec((rows, cols), values).unwrap_or_else(|_| Array2::zeros((rows, cols)))
-}
-
-/// The signals of one layer, as requests to the attention.
-struct Asked {
-    layer: usize,
-    signals: Vec<Signal>,
-    requests: Vec<ScoreRequest>,
-    keys: Option<Signal>,
-}
-
-impl Asked {
-    fn new(layer: usize, signals: &[Signal]) -> Self {
-        let mut asked = Self { layer, signals: Vec::new(), requests: Vec::new(), keys: None };
-        for signal in signals.iter().filter(|s| s.encoder_layer() == Some(layer)) {
-            let request = match signal {
-                Signal::ClsAttention { .. } => {
-                    ScoreRequest { queries: Queries::Listed(vec![0]), mean: true }
-                }
-                Signal::ColumnMean { .. } => ScoreRequest { queries: Queries::All, mean: true },
-                Signal::EncoderMap { .. } => ScoreRequest { queries: Queries::All, mean: false },
-                _ => {
-                    asked.keys = Some(*signal);
-                    continue;
-                }
-            };
-            asked.signals.push(*signal);
-            asked.requests.push(request);
-        }
-        asked
-    }
-
-    /// Files what a layer reported: the class token's columns (and the map's row) dropped, rows
-    /// back in the processor's order. `order[place]` is the row at a place.
-    fn take(
-        &self,
-        reported: Reported,
-        class: usize,
-        per_crop: usize,
-        order: Option<&[u32]>,
-        out: &mut [CropSignals],
-    ) -> Result<(), RunError> {
-        let place = |i: usize| order.map_or(i, |o| o[i] as usize);
-        let patches = per_crop - class;
-        let finite = |signal: &Signal, values: &[f32]| {
-            if values.iter().all(|v| v.is_finite()) {
-                return Ok(());
-            }
-            Err(RunError::NonFinite { signal: signal.to_string(), layer: self.layer })
-        };
-        if !self.signals.is_empty() {
-            for (crop, vectors) in out.iter_mut().zip(reported.scores) {
-                for (signal, values) in self.signals.iter().zip(vectors) {
-                    finite(signal, &values)?;
-                    if let Signal::EncoderMap { .. } = signal {
-                        let mut map = Array2::zeros((patches, patches));
-                        for q in 0..patches {
-                            for k in 0..patches {
-                                map[[place(q), place(k)]] =
-                                    values[(q + class) * per_crop + k + class];
-                            }
-                        }
-                        crop.matrices.insert(*signal, map);
-                    } else {
-                        let mut vector = Array1::zeros(patches);
-                        for k in 0..patches {
-                            vector[place(k)] = values[k + class];
-                        }
-                        crop.vectors.insert(*signal, vector);
-                    }
-                }
-            }
-        }
-        if let (Some(signal), Some(keys)) = (self.keys, reported.keys) {
-            finite(&signal, &keys)?;
-            let width = keys.len() / (out.len() * per_crop).max(1);
-            for (crop, rows) in out.iter_mut().zip(keys.chunks_exact(per_crop * width)) {
-                let mut matrix = Array2::zeros((per_crop, width));
-                for (i, row) in rows.chunks_exact(width).enumerate() {
-                    let to = if order.is_some() { place(i) } else { i };
-                    for (c, v) in row.iter().enumerate() {
-                        matrix[[to, c]] = *v;
-                    }
-                }
-                crop.matrices.insert(signal, matrix);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Encoder for Tower {

@@ -7,6 +7,12 @@
 //!
 //! Method: `get_window_index` of transformers (`models/qwen2_5_vl`).
 
+use std::ops::Range;
+
+use secateur_core::ops::RopeTable;
+
+use super::config::Config;
+
 /// The windows of one frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FrameWindows {
@@ -39,6 +45,53 @@ impl FrameWindows {
             .iter()
             .flat_map(|cell| (0..block).map(move |i| (cell * block + i) as u32))
             .collect()
+    }
+}
+
+/// The permutation of a batch's rows into windows, and the windows.
+pub(crate) struct WindowOrder {
+    /// Row that stands at each place.
+    pub(crate) rows: Vec<u32>,
+    /// Place at which each row stands.
+    pub(crate) inverse: Vec<u32>,
+    /// Places of each window.
+    pub(crate) segments: Vec<Range<usize>>,
+}
+
+impl WindowOrder {
+    /// `None` for a tower without windows.
+    pub(crate) fn new(config: &Config, (h, w): (usize, usize), crops: usize) -> Option<Self> {
+        let windows = config.windows.as_ref()?;
+        let block = config.merge * config.merge;
+        let frame = frame(h / config.merge, w / config.merge, windows.side);
+        let one = frame.rows(block);
+        let rows: Vec<u32> =
+            (0..crops).flat_map(|c| one.iter().map(move |r| r + (c * h * w) as u32)).collect();
+        let mut inverse = vec![0u32; rows.len()];
+        for (place, row) in rows.iter().enumerate() {
+            inverse[*row as usize] = place as u32;
+        }
+        let mut segments = Vec::new();
+        let mut start = 0;
+        for _ in 0..crops {
+            for size in &frame.sizes {
+                segments.push(start..start + size * block);
+                start += size * block;
+            }
+        }
+        Some(Self { rows, inverse, segments })
+    }
+
+    /// A rotation table of rows in the processor's order, put in window order.
+    pub(crate) fn rotation(&self, table: &RopeTable) -> RopeTable {
+        let take = |values: &[f32]| -> Vec<f32> {
+            self.rows
+                .iter()
+                .flat_map(|r| &values[*r as usize * table.half..][..table.half])
+                .copied()
+                .collect()
+        };
+        RopeTable { cos: take(&table.cos), sin: take(&table.sin), half: table.half }
     }
 }
 

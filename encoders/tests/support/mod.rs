@@ -1,5 +1,5 @@
 //! Golden files as the tests read them.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -103,8 +103,7 @@ impl Case {
 pub fn tower_weights(model: &Path) -> Weights {
     Weights::open(model).unwrap().renamed(|name| {
         let name = name.strip_prefix("model.").unwrap_or(name);
-        let prefixes =
-            ["vision_tower.vision_model.", "vision_tower.", "vision_model.", "visual."];
+        let prefixes = ["vision_tower.vision_model.", "vision_tower.", "vision_model.", "visual."];
         prefixes.iter().find_map(|p| name.strip_prefix(p)).map(|leaf| format!("tower.{leaf}"))
     })
 }

@@ -32,17 +32,18 @@ impl Pruner for Centre {
     }
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
-        let scores: Vec<f32> = cut.tokens.tokens.iter().map(|t| {
+        let tokens = &cut.tokens.tokens;
+        let scores: Vec<f32> = tokens.iter().map(|t| {
             let grid = cut.tokens.grid_of(t);
             let off = |at: u32, size: u32| (at as f32 + 0.5) / size as f32 - 0.5;
             -(off(t.row, grid.rows).powi(2) + off(t.col, grid.cols).powi(2))
         }).collect();
-        let count = self.keep.resolve(scores.len(), &scores);
-        let mut order: Vec<u32> = (0..scores.len() as u32).collect();
+        let mut ranked: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].is_candidate()).collect();
+        let keep = self.keep.resolve(ranked.len(), &scores);
         // A stable sort: of equal scores the lower index stays in front.
-        order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]));
-        let mut kept = order[..count].to_vec();
-        kept.sort_unstable();
+        ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+        let stays = |i: &usize| !tokens[*i].is_candidate() || ranked[..keep].contains(i);
+        let kept = (0..tokens.len()).filter(stays).map(|i| i as u32).collect();
         Ok(Selection { scores: Some(scores), ..Selection::keep(kept) })
     }
 }

@@ -8,7 +8,7 @@
 //! - Temporaries come from a pool and keep their memory: a token allocates nothing that grows.
 //!
 //! Source: the decoder tables of Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma2 in transformers
-//! 5.24. Not here: which family has which variant ([`crate::config`]), the loop over layers
+//! 5.24. Not here: which family has which variant (`config`), the loop over layers
 //! (`secateur_core::prefill`).
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,7 +58,7 @@ pub enum Windows {
     },
 }
 
-/// Everything that tells one decoder from another. Sizes are checked by [`crate::config`].
+/// Everything that tells one decoder from another. Sizes are checked by `config`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
     /// `model_type` of the text configuration.
@@ -276,7 +276,9 @@ impl Decoder for DecoderStack {
         let (ops, config) = (self.ops.as_ref(), &self.config);
         let mut keys = Tensor::zeros(0, 0);
         let mut q = Tensor::zeros(0, 0);
-        self.with_scratch(|s| self.layers[layer].probe(ops, config, x, queries, s, &mut keys, &mut q));
+        self.with_scratch(|s| {
+            self.layers[layer].probe(ops, config, x, queries, s, &mut keys, &mut q)
+        });
         let of_queries: Vec<Position> = queries.iter().map(|&r| positions[r as usize]).collect();
         ops.rope(&self.frequencies.table(&of_queries), &mut q, 0, config.attn_heads);
         let mut rotated = keys.clone();
@@ -288,7 +290,15 @@ impl Decoder for DecoderStack {
         let first = positions.first().map_or(0, |p| p[0]);
         let hides = |&q: &u32| reach.is_some_and(|w| positions[q as usize][0] - first >= w);
         let scores = if queries.iter().any(hides) {
-            windowed_mean(ops, params, q_heads, k_heads, positions, queries, reach.unwrap_or(i32::MAX))
+            windowed_mean(
+                ops,
+                params,
+                q_heads,
+                k_heads,
+                positions,
+                queries,
+                reach.unwrap_or(i32::MAX),
+            )
         } else {
             let visible: Vec<u32> = queries
                 .iter()
@@ -332,7 +342,8 @@ fn windowed_mean(
     let (mut one, mut near) = (Tensor::zeros(0, 0), Tensor::zeros(0, 0));
     for (i, &row) in queries.iter().enumerate() {
         let end = row as usize + 1;
-        let from = positions[..end].partition_point(|p| positions[row as usize][0] - p[0] >= window);
+        let from =
+            positions[..end].partition_point(|p| positions[row as usize][0] - p[0] >= window);
         ops.gather_rows(q.tensor, &[i as u32], &mut one);
         let index: Vec<u32> = (from as u32..end as u32).collect();
         ops.gather_rows(keys.tensor, &index, &mut near);

@@ -24,27 +24,27 @@ use crate::text::TextModel;
 
 /// What every blueprint has.
 #[derive(Clone, Debug)]
-pub struct Common {
+pub(crate) struct Common {
     /// What the model is and offers.
-    pub info: ModelInfo,
+    pub(crate) info: ModelInfo,
     /// The tower it wants.
-    pub tower: TowerSpec,
+    pub(crate) tower: TowerSpec,
     /// Its decoder.
-    pub decoder: DecoderConfig,
+    pub(crate) decoder: DecoderConfig,
     /// Id that stands for a visual token of a picture.
-    pub image_token: u32,
+    pub(crate) image_token: u32,
     /// The same of a video, where that is another.
-    pub video_token: Option<u32>,
+    pub(crate) video_token: Option<u32>,
     /// Projector of visual tokens.
-    pub projector: ProjectorConfig,
+    pub(crate) projector: ProjectorConfig,
     /// Projectors of deepstack levels.
-    pub levels: Vec<ProjectorConfig>,
+    pub(crate) levels: Vec<ProjectorConfig>,
     /// Whether there is a learnt newline.
-    pub newline: bool,
+    pub(crate) newline: bool,
 }
 
 /// What a family's configuration says, before any weight is read.
-pub trait Blueprint: Send + Sync + fmt::Debug {
+pub(crate) trait Blueprint: Send + Sync + fmt::Debug {
     /// The parts that every family has.
     fn common(&self) -> &Common;
 
@@ -124,7 +124,7 @@ pub(crate) fn pictures_only(pixels: &[&Pixels], family: &str) -> Result<(), RunE
 
 /// A family with its weights.
 #[derive(Debug)]
-pub struct LoadedFamily {
+pub(crate) struct LoadedFamily {
     blueprint: Box<dyn Blueprint>,
     text: Arc<TextModel>,
     decoder: DecoderStack,
@@ -136,7 +136,7 @@ impl LoadedFamily {
     ///
     /// # Errors
     /// A tensor that is missing or of another shape than the configuration says.
-    pub fn load(
+    pub(crate) fn load(
         blueprint: Box<dyn Blueprint>,
         text: Arc<TextModel>,
         weights: &Weights,
@@ -144,13 +144,8 @@ impl LoadedFamily {
     ) -> Result<Self, LoadError> {
         let common = blueprint.common();
         let newline = common.newline.then_some(common.decoder.hidden);
-        let projectors = Projectors::load(
-            &common.projector,
-            &common.levels,
-            newline,
-            weights,
-            Arc::clone(ops),
-        )?;
+        let projectors =
+            Projectors::load(&common.projector, &common.levels, newline, weights, Arc::clone(ops))?;
         let decoder = DecoderStack::load(common.decoder.clone(), weights, Arc::clone(ops))?;
         Ok(Self { blueprint, text, decoder, projectors })
     }

@@ -91,8 +91,7 @@ fn matrix(
     bias: bool,
 ) -> Result<(WeightView, Option<WeightView>), LoadError> {
     let weight = weights.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
-    let bias =
-        if bias { Some(weights.tensor(&format!("{name}.bias"), &[outputs])?) } else { None };
+    let bias = if bias { Some(weights.tensor(&format!("{name}.bias"), &[outputs])?) } else { None };
     Ok((weight, bias))
 }
 
@@ -118,7 +117,10 @@ impl Layer {
             LayerNorms::Four => Norms {
                 attention: rms("input_layernorm")?,
                 mlp: rms("pre_feedforward_layernorm")?,
-                outputs: Some([rms("post_attention_layernorm")?, rms("post_feedforward_layernorm")?]),
+                outputs: Some([
+                    rms("post_attention_layernorm")?,
+                    rms("post_feedforward_layernorm")?,
+                ]),
             },
         };
         let head_norm = |leaf: &str| config.rms(weights, &at(leaf), config.head_dim);
@@ -177,14 +179,14 @@ impl Layer {
         let taps = pass.sequences.iter().any(|q| q.wants_transitions);
         let (mut attention, mut mlp) = (Vec::new(), Vec::new());
         self.normed_output(ops, 0, s);
-        let tap = taps.then(|| TransitionTap { input: &s.normed, out: &mut attention });
+        let tap = taps.then_some(TransitionTap { input: &s.normed, out: &mut attention });
         ops.add_norm(x, &s.delta, tap, &self.norms.mlp, &mut s.spare);
         // `spare` now holds the normalised input of the MLP.
         std::mem::swap(&mut s.normed, &mut s.spare);
         ops.gated_linear(&self.gate_up, &s.normed, config.activation, &mut s.gated);
         ops.linear(&self.down, &s.gated, Activation::None, &mut s.delta);
         self.normed_output(ops, 1, s);
-        let tap = taps.then(|| TransitionTap { input: &s.normed, out: &mut mlp });
+        let tap = taps.then_some(TransitionTap { input: &s.normed, out: &mut mlp });
         ops.add(x, &s.delta, None, tap);
         if taps {
             hand_out(&mut pass.sequences, &attention, &mlp);
@@ -274,14 +276,9 @@ impl Layer {
                 scores: scores_of(sequence),
             })
             .collect();
-        let params =
-            AttentionParams { scale: config.scale, softcap: config.attention_softcap };
-        let q = Heads {
-            tensor: &s.q,
-            offset: 0,
-            heads: config.attn_heads,
-            head_dim: config.head_dim,
-        };
+        let params = AttentionParams { scale: config.scale, softcap: config.attention_softcap };
+        let q =
+            Heads { tensor: &s.q, offset: 0, heads: config.attn_heads, head_dim: config.head_dim };
         let scores = ops.attention(params, q, &segments, &mut s.attended);
         drop(segments);
         for (sequence, scores) in pass.sequences.iter_mut().zip(scores) {

@@ -5,10 +5,10 @@
 
 pub(crate) mod anyres;
 pub mod decoder;
-pub mod family;
+pub(crate) mod family;
 mod layer;
 pub mod layout;
 pub(crate) mod mrope;
-pub mod projector;
-pub mod prompt;
+pub(crate) mod projector;
+pub(crate) mod prompt;
 pub mod rope;

@@ -60,9 +60,8 @@ pub(crate) fn positions(
     let mut start = 0i32;
     let mut lattices = lattices.iter();
     let mut open: std::vec::IntoIter<Position> = Vec::new().into_iter();
-    let mismatch = || {
-        RunError::Prompt("the prompt's visual tokens do not fit the grids of its clips".into())
-    };
+    let mismatch =
+        || RunError::Prompt("the prompt's visual tokens do not fit the grids of its clips".into());
     let mut step = 0;
     for visual in &prompt.visual {
         if visual.is_none() {

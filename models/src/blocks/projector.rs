@@ -25,35 +25,35 @@ use crate::error::LoadError;
 
 /// A norm of a projector.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ProjectorNorm {
+pub(crate) struct ProjectorNorm {
     /// Its name below the projector's.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Kind.
-    pub kind: NormKind,
+    pub(crate) kind: NormKind,
     /// Added to the variance.
-    pub eps: f32,
+    pub(crate) eps: f32,
 }
 
 /// What a projector is made of.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ProjectorConfig {
+pub(crate) struct ProjectorConfig {
     /// Name in front of its tensors, with the dot.
-    pub prefix: String,
+    pub(crate) prefix: String,
     /// Width of one tower row.
-    pub width: usize,
+    pub(crate) width: usize,
     /// Tower rows of one visual token.
-    pub group: usize,
+    pub(crate) group: usize,
     /// Norm of each tower row on its own.
-    pub each: Option<ProjectorNorm>,
+    pub(crate) each: Option<ProjectorNorm>,
     /// Norm of the rows side by side.
-    pub joined: Option<ProjectorNorm>,
+    pub(crate) joined: Option<ProjectorNorm>,
     /// Matrices in order: name, outputs, whether there is a bias, activation after it.
-    pub linears: Vec<(&'static str, usize, bool, Activation)>,
+    pub(crate) linears: Vec<(&'static str, usize, bool, Activation)>,
 }
 
 impl ProjectorConfig {
     /// Two matrices with an activation between them, one row a token: the LLaVA form.
-    pub fn mlp(width: usize, hidden: usize, act: Activation, bias: bool) -> Self {
+    pub(crate) fn mlp(width: usize, hidden: usize, act: Activation, bias: bool) -> Self {
         Self {
             prefix: "projector.".into(),
             width,
@@ -100,11 +100,8 @@ impl Projector {
         let mut linears = Vec::new();
         for &(leaf, outputs, bias, act) in &config.linears {
             let weight = weights.tensor(&name(leaf, "weight"), &[outputs, inputs])?;
-            let bias = if bias {
-                Some(weights.tensor(&name(leaf, "bias"), &[outputs])?)
-            } else {
-                None
-            };
+            let bias =
+                if bias { Some(weights.tensor(&name(leaf, "bias"), &[outputs])?) } else { None };
             linears.push((ops.pack_linear(&[&weight], &[bias.as_ref()])?, act));
             inputs = outputs;
         }

@@ -10,11 +10,11 @@ use secateur_core::model::{Pixels, Prompt};
 
 /// Texts that stand for a picture and for a video, and the ids that stand for visual tokens.
 #[derive(Clone, Debug)]
-pub struct Placeholders {
+pub(crate) struct Placeholders {
     /// Of a picture.
-    pub image: String,
+    pub(crate) image: String,
     /// Of a video, where the family has one.
-    pub video: Option<String>,
+    pub(crate) video: Option<String>,
 }
 
 impl Placeholders {
@@ -22,7 +22,7 @@ impl Placeholders {
     ///
     /// # Errors
     /// If placeholders and clips differ in number or kind.
-    pub fn replace(
+    pub(crate) fn replace(
         &self,
         prompt: &str,
         pixels: &[&Pixels],
@@ -32,7 +32,8 @@ impl Placeholders {
         let mut rest = prompt;
         let mut clip = 0;
         while let Some((start, video)) = self.next(rest) {
-            let placeholder = if video { self.video.as_ref().unwrap_or(&self.image) } else { &self.image };
+            let placeholder =
+                if video { self.video.as_ref().unwrap_or(&self.image) } else { &self.image };
             let Some(of_clip) = pixels.get(clip) else {
                 return Err(self.count_error(prompt, pixels));
             };
@@ -57,10 +58,11 @@ impl Placeholders {
     }
 
     /// Number of placeholders in a text.
-    pub fn count(&self, prompt: &str) -> usize {
+    pub(crate) fn count(&self, prompt: &str) -> usize {
         let (mut rest, mut count) = (prompt, 0);
         while let Some((start, video)) = self.next(rest) {
-            let placeholder = if video { self.video.as_ref().unwrap_or(&self.image) } else { &self.image };
+            let placeholder =
+                if video { self.video.as_ref().unwrap_or(&self.image) } else { &self.image };
             rest = &rest[start + placeholder.len()..];
             count += 1;
         }

@@ -59,13 +59,8 @@ const LLAMA: Class = Class {
     gemma: false,
     axes: Axes::One,
 };
-const MISTRAL: Class = Class {
-    name: "mistral",
-    intermediate: 14336,
-    kv_heads: Some(8),
-    context: 131_072,
-    ..LLAMA
-};
+const MISTRAL: Class =
+    Class { name: "mistral", intermediate: 14336, kv_heads: Some(8), context: 131_072, ..LLAMA };
 const QWEN2: Class = Class {
     name: "qwen2",
     intermediate: 22016,
@@ -148,14 +143,18 @@ pub(crate) fn decoder(
     outer: &Fields<'_>,
     defaults: DecoderDefaults,
 ) -> Result<DecoderConfig, ConfigError> {
-    let kind =
-        if defaults.forced { defaults.kind.to_owned() } else { text.text("model_type", defaults.kind)? };
-    let class = CLASSES.iter().find(|c| c.name == kind).ok_or_else(|| ConfigError::Unsupported {
-        file: text.file().to_owned(),
-        what: "decoder",
-        found: kind.clone(),
-        supported: CLASSES.iter().map(|c| c.name).collect::<Vec<_>>().join(", "),
-    })?;
+    let kind = if defaults.forced {
+        defaults.kind.to_owned()
+    } else {
+        text.text("model_type", defaults.kind)?
+    };
+    let class =
+        CLASSES.iter().find(|c| c.name == kind).ok_or_else(|| ConfigError::Unsupported {
+            file: text.file().to_owned(),
+            what: "decoder",
+            found: kind.clone(),
+            supported: CLASSES.iter().map(|c| c.name).collect::<Vec<_>>().join(", "),
+        })?;
     let hidden = text.size("hidden_size", 1..=MAX_WIDTH, Some(class.hidden))?;
     let attn_heads = text.size("num_attention_heads", 1..=MAX_HEADS, Some(class.heads))?;
     let kv_default = class.kv_heads.unwrap_or(attn_heads);
@@ -205,7 +204,8 @@ pub(crate) fn decoder(
         head_dim,
         vocab: text.size("vocab_size", 1..=MAX_VOCAB, Some(class.vocab))?,
         context: text.size("max_position_embeddings", 1..=MAX_CONTEXT, Some(class.context))?,
-        eps: text.number("rms_norm_eps", 0.0..=1.0, Some(defaults.eps.unwrap_or(class.eps)))? as f32,
+        eps: text.number("rms_norm_eps", 0.0..=1.0, Some(defaults.eps.unwrap_or(class.eps)))?
+            as f32,
         rope: rope(text, class, head_dim)?,
         gain: if class.gemma { Gain::LessOne } else { Gain::Plain },
         norms: if gemma2 { LayerNorms::Four } else { LayerNorms::Two },
@@ -230,7 +230,8 @@ fn gate_activation(text: &Fields<'_>, class: &Class) -> Result<Activation, Confi
     if !class.gemma {
         return activation(text, "hidden_act", "silu");
     }
-    let key = if text.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    let key =
+        if text.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
     Ok(match activation(text, key, "gelu_pytorch_tanh")? {
         Activation::GeluErf => Activation::GeluTanh,
         other => other,

@@ -32,7 +32,12 @@ impl Vision {
     }
 
     /// What reports and chains are told. `one_to_one`: see [`EncoderInfo::one_to_one`].
-    pub(crate) fn info(&self, kind: &str, features: &FeatureLayers, one_to_one: bool) -> EncoderInfo {
+    pub(crate) fn info(
+        &self,
+        kind: &str,
+        features: &FeatureLayers,
+        one_to_one: bool,
+    ) -> EncoderInfo {
         EncoderInfo {
             tower: kind.to_owned(),
             layers: features.run,
@@ -76,14 +81,15 @@ const CLASSES: &[(&str, Vision)] = &[
 /// # Errors
 /// A field that cannot be, or a class that is not known.
 pub(crate) fn vision(fields: &Fields<'_>, kind: &str) -> Result<Vision, ConfigError> {
-    let default = CLASSES.iter().find(|(name, _)| *name == kind).map(|(_, v)| v).ok_or_else(|| {
-        ConfigError::Unsupported {
-            file: fields.file().to_owned(),
-            what: "vision tower",
-            found: kind.to_owned(),
-            supported: CLASSES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
-        }
-    })?;
+    let default =
+        CLASSES.iter().find(|(name, _)| *name == kind).map(|(_, v)| v).ok_or_else(|| {
+            ConfigError::Unsupported {
+                file: fields.file().to_owned(),
+                what: "vision tower",
+                found: kind.to_owned(),
+                supported: CLASSES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "),
+            }
+        })?;
     let vision = Vision {
         width: fields.size("hidden_size", 1..=MAX_WIDTH, Some(default.width))?,
         layers: fields.size("num_hidden_layers", 1..=MAX_LAYERS, Some(default.layers))?,
@@ -110,9 +116,8 @@ pub(crate) fn int_or_pair(
     range: std::ops::RangeInclusive<usize>,
     default: usize,
 ) -> Result<usize, ConfigError> {
-    let number = |v: &Value| {
-        v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n))
-    };
+    let number =
+        |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n));
     match fields.get(key) {
         Some(value @ Value::Array(pair)) => match pair.as_slice() {
             [a, b] if a == b => number(a),

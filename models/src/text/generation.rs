@@ -80,10 +80,16 @@ impl SamplingDefaults {
             fields.get(key).map(|_| fields.number(key, 0.0..=1e6, None)).transpose()
         };
         Ok(Self {
-            do_sample: fields.get("do_sample").map(|_| fields.flag("do_sample", false)).transpose()?,
+            do_sample: fields
+                .get("do_sample")
+                .map(|_| fields.flag("do_sample", false))
+                .transpose()?,
             temperature: number("temperature")?,
             top_p: number("top_p")?,
-            top_k: fields.get("top_k").map(|_| fields.size("top_k", 0..=1 << 24, None)).transpose()?,
+            top_k: fields
+                .get("top_k")
+                .map(|_| fields.size("top_k", 0..=1 << 24, None))
+                .transpose()?,
             repetition_penalty: number("repetition_penalty")?,
         })
     }

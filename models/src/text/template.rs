@@ -106,7 +106,8 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| failed(&origin, &e))?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
@@ -127,7 +128,7 @@ impl ChatTemplate {
     /// What the template raises: a role order that it refuses, a part that it does not know.
     pub fn render(&self, messages: &[Message], generate: bool) -> Result<String, RunError> {
         let error =
-            |e: minijinja::Error| RunError::Prompt(format!("{}: chat template: {e:#}", self.origin));
+            |e: minijinja::Error| RunError::Prompt(format!("{}: chat template: {e}", self.origin));
         let template = self.environment.get_template(NAME).map_err(error)?;
         let special: Jinja = self.special.iter().collect();
         let values = context! {
@@ -144,7 +145,7 @@ impl ChatTemplate {
 fn failed(origin: &str, error: &minijinja::Error) -> ConfigError {
     ConfigError::Format {
         file: origin.to_owned(),
-        reason: format!("the chat template does not compile: {error:#}"),
+        reason: format!("the chat template does not compile: {error}"),
     }
 }
 
@@ -177,12 +178,14 @@ fn named(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Array(list) => {
-            let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
+            let default =
+                list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
             let one = default.or(if list.len() == 1 { list.first() } else { None })?;
             one.get("template")?.as_str().map(str::to_owned)
         }
         Value::Object(map) => {
-            let one = map.get("default").or(if map.len() == 1 { map.values().next() } else { None })?;
+            let one =
+                map.get("default").or(if map.len() == 1 { map.values().next() } else { None })?;
             one.as_str().map(str::to_owned)
         }
         _ => None,
@@ -272,8 +275,18 @@ fn strftime_now(format: &str) -> String {
 
 fn strftime(format: &str, unix_seconds: u64) -> String {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September",
-        "October", "November", "December",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
     ];
     const DAYS: [&str; 7] =
         ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -371,9 +384,6 @@ mod tests {
     fn json_is_written_as_python_does() {
         let t = template("{{ messages[0] | tojson }}");
         let json = t.render(&[Message::words("user", "a < \"b\"")], false).unwrap();
-        assert_eq!(
-            json,
-            r#"{"content": [{"text": "a < \"b\"", "type": "text"}], "role": "user"}"#
-        );
+        assert_eq!(json, r#"{"content": [{"text": "a < \"b\"", "type": "text"}], "role": "user"}"#);
     }
 }

@@ -16,10 +16,9 @@ use secateur_core::weights::Weights;
 use secateur_models::{LoadedModel, ModelOptions, VideoAdvance, load};
 use serde_json::Value;
 
-/// The cases: those beside this file, or a folder of the same form (`models/`, `open/`).
+/// The workspace's goldens: `models/`, `open/`.
 pub(crate) fn root() -> PathBuf {
-    std::env::var_os("SECATEUR_GOLDEN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden")
 }
 
 /// A tensor of a case.
@@ -44,11 +43,17 @@ pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Array> {
         let array = match view.dtype() {
             safetensors::Dtype::F32 => Array::Float(
                 shape,
-                view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+                view.data()
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                    .collect(),
             ),
             safetensors::Dtype::I64 => Array::Int(
                 shape,
-                view.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect(),
+                view.data()
+                    .chunks_exact(8)
+                    .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+                    .collect(),
             ),
             other => panic!("{other:?}"),
         };
@@ -102,15 +107,7 @@ impl Case {
             let side = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
             [side(16), side(20)]
         };
-        let given = self.json.get("sizes").and_then(Value::as_array);
-        let sizes = match given {
-            Some(list) => list
-                .iter()
-                .map(|s| [s[0].as_u64().unwrap() as u32, s[1].as_u64().unwrap() as u32])
-                .collect(),
-            None => files.iter().map(size).collect(),
-        };
-        (video, sizes)
+        (video, files.iter().map(size).collect())
     }
 
     /// Rules of the release that made the case.
@@ -119,7 +116,7 @@ impl Case {
             Some("max_hw") => VideoAdvance::MaxHw,
             _ => VideoAdvance::MaxPlusOne,
         };
-        ModelOptions { video_advance, ..ModelOptions::default() }
+        ModelOptions { video_advance }
     }
 
     pub(crate) fn load(&self) -> LoadedModel {
@@ -229,9 +226,7 @@ pub(crate) struct Run {
 
 pub(crate) fn caches(family: &dyn Family, capacity: usize) -> Vec<LayerCache> {
     let d = family.decoder().info();
-    (0..d.layers)
-        .map(|_| LayerCache::new(d.kv_heads, d.head_dim, capacity, DType::F32))
-        .collect()
+    (0..d.layers).map(|_| LayerCache::new(d.kv_heads, d.head_dim, capacity, DType::F32)).collect()
 }
 
 /// One pass of one sequence through all layers; `after` sees the state after each.
@@ -328,8 +323,7 @@ pub(crate) fn check(case: &Case, model: &LoadedModel, clips: &[Pixels]) {
         let mut encoded = encoded(case, &clips, family.info().encoder.cls);
         // The goldens hold projected levels, not the tower's: checked from end to end elsewhere.
         let levels = (0..).map_while(|j| case.floats(&format!("encoder.deepstack.{j}")));
-        let levels: Vec<Tensor> =
-            levels.map(|(s, v)| Tensor::from_slice(s[0], s[1], v)).collect();
+        let levels: Vec<Tensor> = levels.map(|(s, v)| Tensor::from_slice(s[0], s[1], v)).collect();
         encoded.levels.resize_with(levels.len(), || encoded.hidden.clone());
         let mut rows = family.project(&encoded, &layout).unwrap();
         let tokens = case.floats("encoder.tokens").unwrap().1;
@@ -360,9 +354,8 @@ pub(crate) fn check(case: &Case, model: &LoadedModel, clips: &[Pixels]) {
     let greedy: Vec<i64> = got.greedy.iter().map(|&i| i64::from(i)).collect();
     assert_eq!(greedy, case.ints("greedy_ids").unwrap().1, "{name}: greedy ids");
     if let Some((shape, want)) = case.ints("decode.positions") {
-        let fed: Vec<i64> = (0..shape[0])
-            .flat_map(|a| got.fed.iter().map(move |p| i64::from(p[a])))
-            .collect();
+        let fed: Vec<i64> =
+            (0..shape[0]).flat_map(|a| got.fed.iter().map(move |p| i64::from(p[a]))).collect();
         assert_eq!(fed, want, "{name}: positions while decoding");
     }
     if let Some((_, want)) = case.ints("rope_delta") {

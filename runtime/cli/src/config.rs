@@ -237,9 +237,9 @@ fn unknown<'a>(
     names: impl Iterator<Item = &'a str>,
 ) -> String {
     let nearest = nearest_first(word, names);
-    let nearest = nearest.first().map_or_else(String::new, |name| {
-        format!("; did you mean `{}`?", name.replace('-', "_"))
-    });
+    let nearest = nearest
+        .first()
+        .map_or_else(String::new, |name| format!("; did you mean `{}`?", name.replace('-', "_")));
     format!("unknown {what} `{shown}`{nearest}")
 }
 
@@ -249,9 +249,7 @@ fn texts(value: &toml::Value) -> Option<Vec<String>> {
         toml::Value::Integer(i) => vec![i.to_string()],
         toml::Value::Float(x) => vec![x.to_string()],
         toml::Value::Boolean(b) => vec![b.to_string()],
-        toml::Value::Array(items) => {
-            items.iter().map(texts).collect::<Option<Vec<_>>>()?.concat()
-        }
+        toml::Value::Array(items) => items.iter().map(texts).collect::<Option<Vec<_>>>()?.concat(),
         toml::Value::Datetime(_) | toml::Value::Table(_) => return None,
     })
 }

@@ -38,9 +38,7 @@ pub(crate) fn of_run(error: &Error, path: &Path) -> ErrorInfo {
         Error::Context { .. } => ErrorKind::ContextOverflow,
         Error::NonFinite { .. } => ErrorKind::NonFinite,
         Error::Cancelled { .. } => ErrorKind::Timeout,
-        Error::Run(RunError::Device(reason)) if reason.contains("memory") => {
-            ErrorKind::OutOfMemory
-        }
+        Error::Run(RunError::Device(reason)) if reason.contains("memory") => ErrorKind::OutOfMemory,
         _ => ErrorKind::Internal,
     };
     ErrorInfo::new(kind, format!("{:#}", Causes(error)))

@@ -160,7 +160,9 @@ mod tests {
                 if batch.is_empty() {
                     break;
                 }
-                widths.extend(batch.into_iter().map(|d| d.map_err(|e| e.kind).map(|d| d.clip.width())));
+                widths.extend(
+                    batch.into_iter().map(|d| d.map_err(|e| e.kind).map(|d| d.clip.width())),
+                );
             }
         });
         let expected: Vec<_> = (0..40)

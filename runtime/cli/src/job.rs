@@ -40,6 +40,7 @@ pub(crate) fn processor_options(args: &ModelArgs) -> ProcessorOptions {
         },
         max_pixels: args.scale_max_pixels.and_then(|n| usize::try_from(n).ok()),
         min_pixels: args.scale_min_pixels.and_then(|n| usize::try_from(n).ok()),
+        ..ProcessorOptions::default()
     }
 }
 
@@ -85,11 +86,7 @@ pub(crate) fn sampling(args: &SamplingArgs) -> Sampling {
 
 /// Limits that were asked for.
 pub(crate) fn limits(args: &LimitArgs) -> Limits {
-    Limits {
-        max_pixels: args.max_pixels,
-        max_file_bytes: args.max_file_size,
-        ..Limits::default()
-    }
+    Limits { max_pixels: args.max_pixels, max_file_bytes: args.max_file_size, ..Limits::default() }
 }
 
 /// `@FILE` is the content of a file, anything else stands for itself.
@@ -233,9 +230,8 @@ mod tests {
     #[test]
     fn output_and_format_say_together_where_captions_go() {
         let path = |text: &str| Some(PathBuf::from(text));
-        let target = |output: Option<&str>, format| {
-            Target::new(output.and_then(path).as_ref(), format).ok()
-        };
+        let target =
+            |output: Option<&str>, format| Target::new(output.and_then(path).as_ref(), format).ok();
         assert_eq!(target(None, None), Some(Target::Beside));
         assert_eq!(target(None, Some(Format::Txt)), Some(Target::Beside));
         assert_eq!(target(None, Some(Format::Jsonl)), Some(Target::Stdout));
@@ -244,7 +240,10 @@ mod tests {
         assert_eq!(target(Some("o.jsonl"), None), Some(Target::File("o.jsonl".into())));
         assert_eq!(target(Some("o"), None), Some(Target::Mirror("o".into())));
         assert_eq!(target(Some("o"), Some(Format::Jsonl)), Some(Target::File("o".into())));
-        assert_eq!(target(Some("o.jsonl"), Some(Format::Txt)), Some(Target::Mirror("o.jsonl".into())));
+        assert_eq!(
+            target(Some("o.jsonl"), Some(Format::Txt)),
+            Some(Target::Mirror("o.jsonl".into()))
+        );
         assert_eq!(target(Some("/"), Some(Format::Jsonl)), None);
     }
 }

@@ -291,10 +291,7 @@ mod tests {
         let failed = ErrorInfo::new(ErrorKind::ImageCorrupt, "bad");
         first.append(&Record::error(2, ("c".into(), false), failed.clone(), None), true).unwrap();
         let again = journal(&folder, false);
-        let ok = |text: &str| Known::Ok {
-            fingerprints: vec!["b3:1".into()],
-            caption: text.into(),
-        };
+        let ok = |text: &str| Known::Ok { fingerprints: vec!["b3:1".into()], caption: text.into() };
         assert_eq!(again.known("a"), Some(&ok("x")));
         assert_eq!(again.known("b"), Some(&ok("y")));
         assert_eq!(again.known("c"), Some(&Known::Failed { error: failed, file: None }));

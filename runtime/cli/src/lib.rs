@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod calibrate;
 mod cmd;
 mod config;
+mod eval;
 mod failure;
 mod feed;
 mod fingerprint;
@@ -18,9 +20,11 @@ mod lines;
 mod lock;
 mod outcome;
 mod output;
+mod plot;
 mod record;
 mod run;
 mod signals;
+mod tune;
 mod walk;
 mod write;
 

@@ -32,7 +32,7 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 // The number is a courtesy; without it the message is still right.
-                let _ = file.by_ref().take(20).read_to_string(&mut holder);
+                let _ = Read::by_ref(&mut file).take(20).read_to_string(&mut holder);
                 let holder = holder.trim();
                 let who = if holder.is_empty() { String::new() } else { format!(" {holder}") };
                 bail!("process{who} is writing to {}; wait for it or stop it", output.display());

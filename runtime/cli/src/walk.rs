@@ -264,7 +264,10 @@ impl Walk<'_> {
                 Some(pattern) => pattern.is_match(relative),
                 None => true,
             };
-            if is_file && wanted && (pattern.is_some() && rules.include.is_none() || rules.takes(relative)) {
+            if is_file
+                && wanted
+                && (pattern.is_some() && rules.include.is_none() || rules.takes(relative))
+            {
                 let relative = relative.to_path_buf();
                 self.take(root, relative);
             }
@@ -341,8 +344,14 @@ mod tests {
     }
 
     const TREE: &[&str] = &[
-        "b.png", "a.JPG", "notes.txt", ".hidden.png", "sub/c.webp", "sub/deep/d.gif",
-        ".git/e.png", ".secateur/f.png",
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        ".hidden.png",
+        "sub/c.webp",
+        "sub/deep/d.gif",
+        ".git/e.png",
+        ".secateur/f.png",
     ];
 
     #[test]

@@ -144,15 +144,13 @@ pub fn patch_sources(
     family: &dyn Family,
 ) -> Vec<PatchSource> {
     let cls = usize::from(family.info().encoder.cls);
-    let place = |row: u32| {
+    let place = |row: u32, weight: f32| {
         let crop = encoded.crops.partition_point(|&(first, _)| first <= row as usize) - 1;
-        let patch = (row as usize - encoded.crops[crop].0).checked_sub(cls);
-        (crop as u32, patch.map(|p| p as u32))
+        let patch = (row as usize - encoded.crops[crop].0).checked_sub(cls)?;
+        Some((crop as u32, patch as u32, weight))
     };
-    let source = |terms: Vec<(u32, f32)>| {
-        let crop = terms.first().map_or(0, |&(row, _)| place(row).0);
-        let patches = terms.iter().filter_map(|&(row, w)| Some((place(row).1?, w))).collect();
-        PatchSource { crop, patches }
+    let source = |terms: Vec<(u32, f32)>| PatchSource {
+        patches: terms.into_iter().filter_map(|(row, weight)| place(row, weight)).collect(),
     };
     layout
         .sources
@@ -163,7 +161,7 @@ pub fn patch_sources(
                 source(rows.iter().map(|&r| (r, weight)).collect())
             }
             TokenSource::Sum(terms) => source(terms.clone()),
-            TokenSource::Structural => PatchSource { crop: 0, patches: Vec::new() },
+            TokenSource::Structural => PatchSource::default(),
         })
         .collect()
 }
@@ -345,7 +343,7 @@ fn extra_sources(
             Ok(sum) if sum.terms.len() == 1 => {
                 sources[before.tokens[sum.terms[0].0 as usize].index as usize].clone()
             }
-            _ => PatchSource { crop: 0, patches: Vec::new() },
+            _ => PatchSource::default(),
         })
         .collect()
 }

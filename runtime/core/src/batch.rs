@@ -39,6 +39,9 @@ pub struct StageReport {
     pub kept: usize,
     /// Milliseconds for scoring, selecting and gathering.
     pub ms: f64,
+    /// What the pruner has to say about this cut, such as a fallback that it took.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Original indices that were kept, ascending.
     #[serde(skip)]
     pub indices: Vec<u32>,
@@ -182,6 +185,7 @@ pub(crate) fn report(
         before: tokens.len(),
         kept: after.len(),
         ms: time.as_secs_f64() * 1e3,
+        notes: selection.notes.clone(),
         indices: selection.kept.iter().map(|&i| index(i)).collect(),
         recycled: selection.merges.iter().map(|m| index(m.target)).collect(),
         scores: selection.scores.clone().map(|s| (tokens.indices(), s)),

@@ -166,13 +166,12 @@ pub struct CropSignals {
     pub pixels: CropPixels,
 }
 
-/// Which patches make a visual token, for carrying patch scores to tokens.
-#[derive(Clone, Debug, PartialEq)]
+/// Which patches make a visual token, for carrying patch scores to tokens: crop, patch of that crop
+/// and weight. Weights sum to 1; a structural token has no patch.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PatchSource {
-    /// Crop.
-    pub crop: u32,
-    /// Patches of that crop with weights that sum to 1; empty for a structural token.
-    pub patches: Vec<(u32, f32)>,
+    /// `(crop, patch, weight)`; a token that was pooled across a tile's edge names two crops.
+    pub patches: Vec<(u32, u32, f32)>,
 }
 
 /// Transitions of one decoder layer: `[tokens alive in that layer]` each.
@@ -232,11 +231,11 @@ impl Signals {
             .iter()
             .map(|source| match source.patches.as_slice() {
                 [] => structural,
-                [(patch, weight)] if *weight == 1.0 => {
-                    scores[source.crop as usize][*patch as usize]
+                [(crop, patch, weight)] if *weight == 1.0 => {
+                    scores[*crop as usize][*patch as usize]
                 }
                 patches => {
-                    patches.iter().map(|&(p, w)| scores[source.crop as usize][p as usize] * w).sum()
+                    patches.iter().map(|&(c, p, w)| scores[c as usize][p as usize] * w).sum()
                 }
             })
             .collect()

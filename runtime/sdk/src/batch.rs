@@ -82,16 +82,13 @@ impl Vlm {
             .collect()
     }
 
-    fn run(
-        &self,
-        generations: &mut [Generation],
-        accounts: &mut [Account],
-    ) -> Result<(), Error> {
+    fn run(&self, generations: &mut [Generation], accounts: &mut [Account]) -> Result<(), Error> {
         if generations.is_empty() {
             return Ok(());
         }
         // One request's deadline does not stop the others' prefill; it is looked at per token.
-        let control = if let [only] = &*generations { only.control.clone() } else { Control::default() };
+        let control =
+            if let [only] = &*generations { only.control.clone() } else { Control::default() };
         self.prefill(generations, accounts, &control, None)?;
         let mut all: Vec<&mut Generation> = generations.iter_mut().collect();
         while all.iter().any(|g| g.is_running()) {

@@ -108,7 +108,12 @@ impl Generation {
             let held = self
                 .stop
                 .iter()
-                .map(|s| (1..s.len()).rev().find(|&n| s.is_char_boundary(n) && self.text.ends_with(&s[..n])).unwrap_or(0))
+                .map(|s| {
+                    (1..s.len())
+                        .rev()
+                        .find(|&n| s.is_char_boundary(n) && self.text.ends_with(&s[..n]))
+                        .unwrap_or(0)
+                })
                 .max()
                 .unwrap_or(0);
             end -= held;

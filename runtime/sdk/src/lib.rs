@@ -23,6 +23,7 @@ mod embedded;
 mod error;
 mod generate;
 mod pipeline;
+mod probe;
 mod request;
 mod session;
 mod source;
@@ -43,7 +44,7 @@ pub use secateur_core::model::{
 pub use secateur_core::ops::Precision;
 pub use secateur_core::prune;
 pub use secateur_core::signal;
-//TMP pub use secateur_core::testkit;
+pub use secateur_core::testkit;
 pub use secateur_core::tokens::{TokenKind, TokenMap, VisualToken};
 pub use secateur_encoders::image;
 pub use secateur_models::{ModelOptions, VideoAdvance};
@@ -53,5 +54,5 @@ pub use vlm::{Vlm, VlmBuilder, parse_chain};
 
 /// Model families: what is known, what a folder holds.
 pub use secateur_models::registry as families;
-//TMP /// Named settings of published chains.
-//TMP pub use secateur_pruners::presets;
+/// Named settings of published chains.
+pub use secateur_pruners::presets;

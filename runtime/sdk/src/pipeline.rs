@@ -80,11 +80,8 @@ impl Vlm {
         let process = started.elapsed();
         let views: Vec<&Pixels> = pixels.iter().collect();
         let layout = model.family.layout(&views)?;
-        let text = if request.raw_prompt {
-            request.prompt.clone()
-        } else {
-            chat_text(model, request)?
-        };
+        let text =
+            if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
         let prompt = model.family.expand(&text, &views, &layout)?;
         let have = model.family.info().decoder.context;
         if prompt.ids.is_empty() {
@@ -111,8 +108,17 @@ impl Vlm {
         trace: Option<&mut dyn Trace>,
     ) -> Result<(Sequence, Account), Error> {
         let model = &*self.model;
-        let Prepared { pixels, prompt, positions, layout, chain, memories, room, mut times, started } =
-            prepared;
+        let Prepared {
+            pixels,
+            prompt,
+            positions,
+            layout,
+            chain,
+            memories,
+            room,
+            mut times,
+            started,
+        } = prepared;
         let start = Instant::now();
         let views: Vec<&Pixels> = pixels.iter().collect();
         let signals: Vec<_> = chain.signals().into_iter().collect();

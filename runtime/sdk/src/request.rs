@@ -91,7 +91,8 @@ impl Request {
     pub fn array(self, label: &str, pixels: ArrayView3<'_, u8>) -> Result<Self, crate::Error> {
         let (height, width, channels) = pixels.dim();
         if channels != 3 {
-            let reason = format!("an array [height, width, 3] is needed, found {channels} channels");
+            let reason =
+                format!("an array [height, width, 3] is needed, found {channels} channels");
             return Err(InputError::Refused { path: label.to_owned(), reason }.into());
         }
         let bytes: Vec<u8> = pixels.iter().copied().collect();
@@ -118,7 +119,8 @@ impl Request {
     /// Whatever is wrong with the file.
     pub fn path(mut self, path: &std::path::Path) -> Result<Self, crate::Error> {
         let start = Instant::now();
-        let clip = secateur_encoders::image::load(path, &secateur_encoders::image::Limits::default())?;
+        let clip =
+            secateur_encoders::image::load(path, &secateur_encoders::image::Limits::default())?;
         self.decode_image_ms += start.elapsed().as_secs_f64() * 1e3;
         Ok(self.clip(clip))
     }

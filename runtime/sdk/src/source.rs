@@ -46,7 +46,9 @@ impl ModelSource {
         match self {
             ModelSource::Embedded => Ok(None),
             ModelSource::Folder(path) => Ok(Some(path.clone())),
-            ModelSource::Hub { id, revision } => cached_snapshot(&hub_cache(), id, revision).map(Some),
+            ModelSource::Hub { id, revision } => {
+                cached_snapshot(&hub_cache(), id, revision).map(Some)
+            }
         }
     }
 }
@@ -82,7 +84,9 @@ fn hub_cache() -> PathBuf {
 /// under `snapshots/<commit>`.
 fn cached_snapshot(cache: &Path, id: &str, revision: &str) -> Result<PathBuf, Error> {
     let plain = |part: &str| {
-        !part.is_empty() && part != ".." && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        !part.is_empty()
+            && part != ".."
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     let missing = |reason: String| Error::Model { model: format!("{id}@{revision}"), reason };
     if !id.split('/').all(plain) || !revision.split('/').all(plain) {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use safetensors::tensor::{Dtype, TensorView};
 use secateur_core::assemble::patch_sources;
 use secateur_core::model::Control;
 use secateur_core::signal::{Signal, Signals};
 use secateur_core::trace::Trace;
-use safetensors::tensor::{Dtype, TensorView};
 
 use crate::error::Error;
 use crate::generate::{Generation, step};
@@ -101,10 +101,12 @@ pub fn read_histories(path: &Path) -> Result<Histories, Error> {
     for (name, tensor) in file.tensors() {
         let entry = name.strip_prefix("stage.").and_then(|n| n.strip_suffix(".history"));
         let entry = entry.and_then(|n| n.parse::<usize>().ok());
-        let (Some(entry), Dtype::F32, &[rows, cols]) = (entry, tensor.dtype(), tensor.shape()) else {
+        let (Some(entry), Dtype::F32, &[rows, cols]) = (entry, tensor.dtype(), tensor.shape())
+        else {
             return Err(fail(format!("`{name}` is not an f32 matrix `stage.K.history`")));
         };
-        let values = tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let values =
+            tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
         let matrix = ndarray::Array2::from_shape_vec((rows, cols), values)
             .map_err(|e| fail(format!("`{name}`: {e}")))?;
         histories.insert(entry, matrix);
@@ -138,8 +140,7 @@ impl Vlm {
         let last = prepared.positions.prompt.iter().flatten().copied().max().unwrap_or(0);
         tensors.ints("rope_delta", &[1], &[i64::from(last) + 1 - ids.len() as i64]);
         self.received(&mut tensors, &prepared)?;
-        let (sequence, account) =
-            self.encode(prepared, &request.control, Some(&mut tensors))?;
+        let (sequence, account) = self.encode(prepared, &request.control, Some(&mut tensors))?;
         let mut generations = vec![Generation::new(model, request, sequence)];
         generations[0].logits = Some(Vec::new());
         let mut accounts = vec![account];

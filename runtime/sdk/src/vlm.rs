@@ -118,7 +118,7 @@ impl std::fmt::Debug for Vlm {
 /// A file that cannot be read, an unknown preset, a text that is no chain.
 pub fn parse_chain(text: &str) -> Result<ChainSpec, Error> {
     if let Some(name) = text.strip_prefix("preset:") {
-        let _ = name; //TMP return Ok(ChainSpec::from_toml(text, secateur_pruners::presets::get(name)?)?);
+        return Ok(secateur_pruners::presets::get(name)?);
     }
     if !text.ends_with(".toml") {
         return Ok(ChainSpec::parse(text)?);
@@ -184,7 +184,23 @@ impl VlmBuilder {
         self.assemble(&files, weights, ops)
     }
 
-//TMP open_random
+    /// A model of a named shape with random weights, for benchmarks.
+    ///
+    /// # Errors
+    /// An unknown shape.
+    pub fn open_random(self, shape: &str, seed: u64) -> Result<Vlm, Error> {
+        let files = secateur_models::shapes::shape(shape).ok_or_else(|| Error::Model {
+            model: shape.to_owned(),
+            reason: format!(
+                "no such shape; known are {}",
+                secateur_models::shapes::SHAPES.join(", ")
+            ),
+        })?;
+        let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
+        let weights = Weights::random(seed, self.precision.dtype());
+        self.assemble(&files, weights, ops)
+    }
+
     fn assemble(
         self,
         files: &ModelFiles,

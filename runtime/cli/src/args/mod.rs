@@ -6,6 +6,7 @@
 //! - Nothing here looks at files or models: that is [`crate::job`]'s.
 
 mod caption;
+mod judge;
 mod tools;
 pub(crate) mod values;
 
@@ -15,6 +16,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, ProgressMode};
+pub(crate) use judge::{CalibrateArgs, EvalArgs, RowsChoice, TrendForm, TuneArgs};
 pub(crate) use tools::{
     Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs, ExplainArgs,
     InspectArgs, ModelsArgs, TokensArgs, TraceArgs,
@@ -88,6 +90,12 @@ pub(crate) enum Command {
     Trace(Box<TraceArgs>),
     /// Measure dense, pruned and ideal runs
     Bench(Box<BenchArgs>),
+    /// Compare chains on questions: score and time against kept tokens
+    Eval(Box<EvalArgs>),
+    /// Search a pruner's parameters for a model and a budget
+    Tune(Box<TuneArgs>),
+    /// Fit the positional trend of a model's attention, for `debias`
+    Calibrate(Box<CalibrateArgs>),
     /// Count the visual tokens of pictures without loading weights
     Tokens(Box<TokensArgs>),
     /// List model families, or say what a folder holds
@@ -252,8 +260,8 @@ fn share_or_zero(text: &str) -> Result<f32, String> {
 /// The command line with the environment variable of every flag.
 pub(crate) fn command() -> clap::Command {
     let with_env = |arg: clap::Arg| {
-        let Some(long) = arg.get_long() else { return arg };
-        if matches!(long, "help" | "version") {
+        let Some(long) = arg.get_long().map(str::to_owned) else { return arg };
+        if matches!(&*long, "help" | "version") {
             return arg;
         }
         let arg = if matches!(arg.get_action(), ArgAction::SetTrue) {

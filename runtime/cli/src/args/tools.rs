@@ -15,7 +15,13 @@ pub(crate) struct AskArgs {
     #[arg(value_name = "QUESTION")]
     pub(crate) question: String,
     /// Picture, or - for stdin (may be repeated)
-    #[arg(short = 'i', long, short_alias = 'a', visible_alias = "attachment", value_name = "FILE|-")]
+    #[arg(
+        short = 'i',
+        long,
+        short_alias = 'a',
+        visible_alias = "attachment",
+        value_name = "FILE|-"
+    )]
     pub(crate) image: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -132,7 +138,7 @@ pub(crate) enum Advance {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Random weights of a named shape instead of a model (`--shape list` prints the names)
+    /// Random weights of a named shape instead of a model (a wrong name lists the known ones)
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub(crate) shape: Option<String>,
     /// Visual tokens of the dense run [default: the model's own]

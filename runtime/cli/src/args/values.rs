@@ -5,9 +5,8 @@ use std::time::Duration;
 
 fn number_and_unit(text: &str) -> Result<(f64, &str), String> {
     let text = text.trim();
-    let end = text
-        .find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_'))
-        .unwrap_or(text.len());
+    let end =
+        text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '_')).unwrap_or(text.len());
     let digits = text[..end].replace('_', "");
     let number: f64 =
         digits.parse().map_err(|_| format!("`{text}` does not begin with a number"))?;
@@ -46,7 +45,9 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         "kib" => 1024.0,
         "mib" => 1048576.0,
         "gib" => 1073741824.0,
-        other => return Err(format!("unknown unit `{other}`; known are KB, MB, GB, KiB, MiB, GiB")),
+        other => {
+            return Err(format!("unknown unit `{other}`; known are KB, MB, GB, KiB, MiB, GiB"));
+        }
     };
     whole(number, factor, text)
 }
@@ -119,16 +120,6 @@ pub(crate) enum Auto {
     Auto,
     /// That many.
     Number(usize),
-}
-
-impl Auto {
-    /// The number, or `default`.
-    pub(crate) fn or(self, default: usize) -> usize {
-        match self {
-            Auto::Auto => default,
-            Auto::Number(number) => number,
-        }
-    }
 }
 
 /// `auto` or a number of at least 1.

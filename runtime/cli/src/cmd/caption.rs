@@ -22,9 +22,7 @@ use crate::output::{
     Console, Finished, Lines, Naming, Progress, Rules, Sidecars, Sink, Stdout, Summary, Verdict,
     clean_line,
 };
-use crate::record::{
-    Caption, ErrorInfo, ImageInfo, Kept, Milliseconds, Record, Stamp, Tokens,
-};
+use crate::record::{Caption, ErrorInfo, ImageInfo, Kept, Milliseconds, Record, Stamp, Tokens};
 use crate::signals::Signals;
 use crate::walk::{self, Item, Selection};
 
@@ -361,7 +359,8 @@ fn fill_in(prompt: &str, path: &Path) -> String {
     if !prompt.contains('{') {
         return prompt.to_owned();
     }
-    let text = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let text =
+        |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     prompt
         .replace("{stem}", &text(path.file_stem()))
         .replace("{dir}", &text(path.parent().and_then(Path::file_name)))

@@ -23,7 +23,8 @@ pub(crate) fn run(args: &ConfigArgs, settings: &Settings, console: &Console) -> 
     if *json {
         let mut object = serde_json::Map::new();
         for (key, values, origin) in rows {
-            let value = serde_json::json!({"value": values.join(","), "origin": origin.to_string()});
+            let value =
+                serde_json::json!({"value": values.join(","), "origin": origin.to_string()});
             object.insert(key, value);
         }
         let whole = serde_json::json!({

@@ -1,11 +1,60 @@
-//! `inspect`.
+//! `inspect`: draws what each stage of a chain kept, dropped and merged.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use secateur::Request;
 
 use crate::args::InspectArgs;
-use crate::outcome::Outcome;
+use crate::cmd::ask::picture;
+use crate::inspect::{Scene, html, png};
+use crate::job;
+use crate::outcome::{Outcome, usage};
 use crate::output::Console;
+use crate::write::replace_one;
 
-pub(crate) fn run(_args: &InspectArgs, _console: &Console) -> Result<Outcome> {
-    Err(anyhow::anyhow!("not built yet"))
+#[derive(Clone, Copy)]
+enum Form {
+    Png,
+    Html,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Anything that keeps the drawing from being written whole.
+pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<Outcome> {
+    let form = match args.out.extension().and_then(|e| e.to_str()) {
+        Some("png") => Form::Png,
+        Some("html" | "htm") => Form::Html,
+        _ => {
+            return Err(usage(format!(
+                "--out {}: the name must end in .png or .html",
+                args.out.display()
+            )));
+        }
+    };
+    let chain = job::chain(&args.chain)?;
+    if chain.stages.is_empty() {
+        console.warn("there is no chain: every token stays; --prune names one");
+    }
+    let limits = job::limits(&args.limits);
+    let clips = args.image.iter().map(|p| picture(p, &limits)).collect::<Result<Vec<_>>>()?;
+    let vlm = job::open(&args.model)?;
+    let prompt = job::text(&args.prompt)?;
+    let request = clips.iter().cloned().fold(Request::new(&prompt), Request::clip);
+    let request = request.chain(chain).max_tokens(args.max_tokens).detail();
+    let answer = vlm.session().ask(request)?.finish()?;
+    let scene = Scene::new(clips, &prompt, &vlm.info().name, &answer);
+    let bytes = match form {
+        Form::Png => png::montage(&scene)?,
+        Form::Html => html::page(&scene)?.into_bytes(),
+    };
+    replace_one(&args.out, &bytes)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    for stage in &answer.report.stages {
+        console.note(&format!(
+            "{} at {}: {} of {} tokens kept",
+            stage.pruner, stage.site, stage.kept, stage.before
+        ));
+    }
+    Ok(Outcome::Done)
 }

@@ -2,11 +2,14 @@
 
 pub(crate) mod ask;
 pub(crate) mod bench;
+pub(crate) mod calibrate;
 pub(crate) mod caption;
 pub(crate) mod config;
 pub(crate) mod doctor;
+pub(crate) mod eval;
 pub(crate) mod explain;
 pub(crate) mod inspect;
 pub(crate) mod models;
 pub(crate) mod tokens;
 pub(crate) mod trace;
+pub(crate) mod tune;

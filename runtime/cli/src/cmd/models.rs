@@ -47,8 +47,7 @@ fn families(json: bool, console: &Console) -> Result<()> {
                 })
             })
             .collect();
-        return console
-            .json(&serde_json::json!({"schema": "secateur.models/1", "families": rows}));
+        return console.json(&serde_json::json!({"schema": "secateur.models/1", "families": rows}));
     }
     let head = ["model_type", "family", "pictures", "video", "boxes", "encoder signals"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];

@@ -1,11 +1,141 @@
-//! `tokens`.
+//! `tokens`: how many visual tokens pictures become, picture by picture and tile by tile.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use secateur::{Clip, Request, Vlm};
 
 use crate::args::TokensArgs;
-use crate::outcome::Outcome;
-use crate::output::Console;
+use crate::cmd::ask::picture;
+use crate::outcome::{Outcome, usage};
+use crate::output::{Align, Console, clean_line, table};
 
-pub(crate) fn run(_args: &TokensArgs, _console: &Console) -> Result<Outcome> {
-    Err(anyhow::anyhow!("not built yet"))
+/// One picture's tokens.
+struct Counted {
+    name: String,
+    width: u32,
+    height: u32,
+    tokens: usize,
+    /// Rows and columns of each tile's grid.
+    grids: Vec<(u32, u32)>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A model or a picture that cannot be used.
+pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
+    if args.image.is_empty() && args.size.is_empty() {
+        return Err(usage("name a picture with --image, or a size with --size WxH"));
+    }
+    let vlm = open(args)?;
+    let limits = secateur::image::Limits::default();
+    let mut counted = Vec::new();
+    for path in &args.image {
+        counted.push(count(&vlm, &path.display().to_string(), picture(path, &limits)?)?);
+    }
+    for size in &args.size {
+        counted.push(count(&vlm, size, blank(size)?)?);
+    }
+    if args.json {
+        let pictures: Vec<serde_json::Value> = counted
+            .iter()
+            .map(|c| {
+                let grids: Vec<[u32; 2]> = c.grids.iter().map(|g| [g.0, g.1]).collect();
+                serde_json::json!({
+                    "picture": c.name, "width": c.width, "height": c.height, "tokens": c.tokens,
+                    "grids": grids,
+                })
+            })
+            .collect();
+        let model = &vlm.info().name;
+        console.json(&serde_json::json!({
+            "schema": "secateur.tokens/1", "model": model, "pictures": pictures,
+        }))?;
+        return Ok(Outcome::Done);
+    }
+    let mut rows = vec![["picture", "pixels", "tokens", "grids"].map(str::to_owned).to_vec()];
+    for c in &counted {
+        rows.push(vec![
+            clean_line(&c.name),
+            format!("{}x{}", c.width, c.height),
+            c.tokens.to_string(),
+            grids(&c.grids),
+        ]);
+    }
+    console.result(&table(&rows, &[Align::Left, Align::Right, Align::Right, Align::Left]))?;
+    Ok(Outcome::Done)
+}
+
+fn open(args: &TokensArgs) -> Result<Vlm> {
+    let side = |n: Option<u64>| n.and_then(|n| usize::try_from(n).ok());
+    let options = secateur::ProcessorOptions {
+        max_pixels: side(args.max_pixels),
+        min_pixels: side(args.min_pixels),
+        ..secateur::ProcessorOptions::default()
+    };
+    let name = args.model.as_deref().unwrap_or("the built-in model");
+    Vlm::builder(secateur::ModelSource::parse(args.model.as_deref()))
+        .image_options(options)
+        .open()
+        .with_context(|| format!("cannot open {name}"))
+}
+
+fn count(vlm: &Vlm, name: &str, clip: Clip) -> Result<Counted> {
+    let (width, height) = (clip.width(), clip.height());
+    let request = Request::new("x").clip(clip).max_tokens(0).detail();
+    let report = vlm.session().ask(request)?.finish()?.report;
+    let grids = report.dense.grids.iter().map(|g| (g.rows, g.cols)).collect();
+    Ok(Counted { name: name.to_owned(), width, height, tokens: report.visual_in, grids })
+}
+
+/// A black picture of a size.
+fn blank(size: &str) -> Result<Clip> {
+    let wrong = || usage(format!("--size {size}: expected WIDTHxHEIGHT, for instance 640x480"));
+    let (width, height) = size.split_once(['x', 'X']).ok_or_else(wrong)?;
+    let side = |text: &str| {
+        text.trim().parse::<u32>().ok().filter(|n| (1..=65_535).contains(n)).ok_or_else(wrong)
+    };
+    let (width, height) = (side(width)?, side(height)?);
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > secateur::image::Limits::default().max_pixels {
+        return Err(usage(format!("--size {size}: more than 100M pixels")));
+    }
+    Ok(Clip::picture(size, width, height, vec![0; pixels as usize * 3])?)
+}
+
+/// `24x24`, or `3 of 24x24, 1 of 12x24` where there are several.
+fn grids(grids: &[(u32, u32)]) -> String {
+    let mut runs: Vec<((u32, u32), usize)> = Vec::new();
+    for grid in grids {
+        match runs.last_mut() {
+            Some((last, count)) if last == grid => *count += 1,
+            _ => runs.push((*grid, 1)),
+        }
+    }
+    let texts: Vec<String> = runs
+        .iter()
+        .map(|((rows, cols), count)| match count {
+            1 => format!("{rows}x{cols}"),
+            n => format!("{n} of {rows}x{cols}"),
+        })
+        .collect();
+    texts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grids_are_told_in_runs() {
+        assert_eq!(grids(&[(24, 24)]), "24x24");
+        assert_eq!(grids(&[(24, 24), (24, 24), (12, 24)]), "2 of 24x24, 12x24");
+    }
+
+    #[test]
+    fn a_size_that_is_none_is_refused() {
+        assert_eq!(blank("4x3").unwrap().width(), 4);
+        for size in ["4", "0x3", "4x", "70000x1", "60000x60000", "-1x3"] {
+            assert!(blank(size).is_err(), "{size}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ const RESAMPLES: usize = 2000;
 const Z: f64 = 1.959_963_984_540_054;
 
 /// A mean with its interval.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Estimate {
     /// The mean.
     pub(crate) mean: f64,

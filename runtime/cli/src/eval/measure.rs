@@ -99,10 +99,9 @@ impl Log {
         let expected = Head { schema: SCHEMA.into(), model: model.into(), settings };
         let mut records = BTreeMap::new();
         let mut is_new = true;
-        let file = LineFile::open(path, |number, line| {
+        let file = LineFile::open(path, |line| {
             let line = serde_json::Value::Object(line);
-            if number == 1 {
-                is_new = false;
+            if std::mem::take(&mut is_new) {
                 let found: Head = serde_json::from_value(line)?;
                 if found != expected {
                     bail!(
@@ -222,23 +221,26 @@ impl Pictures {
 fn answer(job: &Job<'_>, run: &Run, open: &[&Question], pictures: &mut Pictures) -> Vec<Record> {
     let mut results: Vec<Option<Result<Answer, secateur::Error>>> = Vec::new();
     let mut requests = Vec::new();
+    let mut warm_ups = Vec::new();
     for question in open {
-        let request = pictures.get(question).map(|clip| {
-            Request::new(&question.text)
-                .clip(clip)
-                .chain(run.chain.clone())
-                .max_tokens(job.max_tokens)
-        });
-        match request {
-            Ok(request) => {
-                requests.push(request);
+        match pictures.get(question) {
+            Ok(clip) => {
+                let request = |text: &str| {
+                    Request::new(text)
+                        .clip(clip.clone())
+                        .chain(run.chain.clone())
+                        .max_tokens(job.max_tokens)
+                };
+                requests.push(request(&question.text));
+                warm_ups.push(request(WARM_UP));
                 results.push(None);
             }
             Err(error) => results.push(Some(Err(error))),
         }
     }
     let answers: Vec<Result<Answer, secateur::Error>> = if run.warm_up > 0 {
-        requests.into_iter().map(|request| after_warm_up(job, run, request)).collect()
+        let pairs = warm_ups.into_iter().zip(requests);
+        pairs.map(|(first, request)| after_warm_up(job.vlm, run.warm_up, first, request)).collect()
     } else {
         job.vlm.batch(requests)
     };
@@ -256,10 +258,15 @@ fn answer(job: &Job<'_>, run: &Run, open: &[&Question], pictures: &mut Pictures)
 
 /// An episode of its own for each question: what a pruner remembers is the same whatever was asked
 /// before.
-fn after_warm_up(job: &Job<'_>, run: &Run, request: Request) -> Result<Answer, secateur::Error> {
-    let mut session = job.vlm.session();
-    for _ in 0..run.warm_up {
-        session.ask(request.clone().prompt(WARM_UP))?.finish()?;
+fn after_warm_up(
+    vlm: &Vlm,
+    steps: usize,
+    first: Request,
+    request: Request,
+) -> Result<Answer, secateur::Error> {
+    let mut session = vlm.session();
+    for _ in 0..steps {
+        session.ask(first.clone())?.finish()?;
     }
     session.ask(request)?.finish()
 }
@@ -354,6 +361,7 @@ mod tests {
             rule: crate::eval::runs::Rule::Given,
             chain: secateur::ChainSpec::default(),
             warm_up: 0,
+            keeps_all: true,
         };
         let settings = serde_json::json!({"max_tokens": 8});
         let failed = Err(secateur::Error::Internal("x".into()));

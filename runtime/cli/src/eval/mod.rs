@@ -21,7 +21,10 @@ mod runs;
 mod score;
 mod tables;
 
+pub(crate) use interval::{Lot, difference};
 pub(crate) use measure::{Job, Log, run};
-pub(crate) use questions::{Picture, Question, folder, load};
+pub(crate) use questions::{Question, folder, load};
 pub(crate) use report::Report;
-pub(crate) use runs::{Plan, Run, mean_tokens};
+#[cfg(test)]
+pub(crate) use runs::mean_tokens;
+pub(crate) use runs::{Plan, at_budget, template};

@@ -306,7 +306,8 @@ impl Report {
             for &budget in &budgets {
                 let at = |r: &&Row| r.name == name && (r.keep == Some(budget) || r.keep.is_none());
                 cells.push(self.rows.iter().find(at).map_or_else(String::new, |row| {
-                    let mark = if row.keep_is_last {
+                    let is_off = (row.visual_mean - budget as f64).abs() > 0.02 * budget as f64;
+                    let mark = if is_off && row.keep.is_some() {
                         format!(" ({:.0})", row.visual_mean)
                     } else {
                         String::new()
@@ -317,8 +318,9 @@ impl Report {
             let _ = writeln!(out, "| `{name}` | {} |", cells.join(" | "));
         }
         out.push_str(
-            "\nIn round brackets: the true mean where a cut inside the decoder cannot have a mean \
-             that low; its last cut leaves the column's number.\n",
+            "\nIn round brackets: the true mean where it is another than the column's. A cut inside \
+             the decoder cannot have a mean below what the layers before it see; there a single \
+             cut leaves the column's number.\n",
         );
         if scored {
             self.by_task(&budgets, &mut out);

@@ -4,8 +4,8 @@
 //! a layer sees is `N`. For cuts before the decoder that is the number kept. For cuts inside it
 //! the pruner's `keep` is lowered until the mean is met: the largest one whose mean is not above
 //! `N`, so that no pruner is given more tokens than another. Where even one kept token leaves the
-//! mean above `N` (the layers before the first cut see everything), `keep = N` is run instead,
-//! marked [`Rule::Last`], and shown at its true mean.
+//! mean above `N` (the layers before the first cut see everything), a single cut that leaves `N`
+//! is run instead, marked [`Rule::Last`], and shown at its true mean.
 //!
 //! How each pruner is written at a budget is a row of [`TEMPLATES`]; a pruner without a row takes
 //! `keep` alone.
@@ -23,23 +23,44 @@ struct Template {
     pruner: &'static str,
     /// Chain with `{keep}`, and `{layer:K}` for layer `K` of a 32-layer decoder.
     chain: &'static str,
+    /// The same with a single cut, for budgets that cannot be a mean; absent if it has one cut.
+    one_cut: Option<&'static str>,
     /// Earlier requests of the same stream that it needs before it cuts.
     warm_up: usize,
 }
 
 /// How published settings carry over to a budget. What is not said here is the pruner's default.
 const TEMPLATES: &[Template] = &[
-    Template { pruner: "fastv", chain: "fastv:layer={layer:2}:keep={keep}", warm_up: 0 },
+    Template {
+        pruner: "fastv",
+        chain: "fastv:layer={layer:2}:keep={keep}",
+        one_cut: None,
+        warm_up: 0,
+    },
+    Template {
+        pruner: "pyramid_drop",
+        chain: "pyramid_drop:keep={keep}",
+        one_cut: Some("pyramid_drop:layers=[{layer:8}]:keep={keep}"),
+        warm_up: 0,
+    },
+    Template {
+        pruner: "trans_prune",
+        chain: "trans_prune:keep={keep}",
+        one_cut: Some("trans_prune:layers=[{layer:7}]:keep={keep}"),
+        warm_up: 0,
+    },
     // The host that the release's cubic was fitted for.
     Template {
         pruner: "debiased",
         chain: "debiased:inner={type=fastv;layer={layer:2};keep={keep}}",
+        one_cut: None,
         warm_up: 0,
     },
     // One step of history: what the model looked at while it described the same picture.
     Template {
         pruner: "vla_pruner",
         chain: "vla_pruner:layer={layer:3}:window=1:keep={keep}",
+        one_cut: None,
         warm_up: 1,
     },
     // The 10 % preset's stages at a third and two thirds of the depth; `exact`, because the
@@ -47,6 +68,7 @@ const TEMPLATES: &[Template] = &[
     Template {
         pruner: "vflowopt",
         chain: "vflowopt:exact=true:keep={keep}:stages=[{layer={layer:21.33};keep=0.6011}]",
+        one_cut: None,
         warm_up: 0,
     },
 ];
@@ -54,6 +76,9 @@ const TEMPLATES: &[Template] = &[
 /// Pruners that have no meaning for single pictures.
 const STREAMS_ONLY: &[(&str, &str)] =
     &[("frame_diff", "it compares frames of a stream; the first frame stays whole")];
+
+/// Pruners that put other rows in the place of patches, even where their number stays.
+const ADDS_ROWS: [&str; 1] = ["vision_zip"];
 
 /// Shown with every comparison.
 pub(crate) const BASELINES: [&str; 3] = ["random", "grid", "pool"];
@@ -63,7 +88,7 @@ pub(crate) const BASELINES: [&str; 3] = ["random", "grid", "pool"];
 pub(crate) enum Rule {
     /// The mean over decoder layers is the budget.
     Mean,
-    /// The budget is what the last cut leaves; the mean is above it.
+    /// The budget is what a single cut leaves; the mean is above it.
     Last,
     /// The chain was given as it is.
     Given,
@@ -82,17 +107,15 @@ pub(crate) struct Run {
     pub(crate) chain: ChainSpec,
     /// Requests before each picture's questions that are not counted.
     pub(crate) warm_up: usize,
+    /// Whether every cut is planned to keep everything.
+    pub(crate) keeps_all: bool,
 }
 
 impl Run {
-    /// Name in the log: the chain as text.
+    /// Name in the log: the chain as text. One that keeps everything is the unpruned model, bit
+    /// for bit (a promise of the runtime that has its own tests), and is not asked again.
     pub(crate) fn key(&self) -> String {
-        self.chain.to_string()
-    }
-
-    /// Whether it is the unpruned model.
-    pub(crate) fn is_dense(&self) -> bool {
-        self.chain == ChainSpec::default()
+        if self.keeps_all { ChainSpec::default().to_string() } else { self.chain.to_string() }
     }
 }
 
@@ -119,8 +142,7 @@ impl Plan {
         seeds: usize,
     ) -> Result<Self> {
         let mut plan = Self::default();
-        let dense = ChainSpec::default();
-        plan.push("none", None, Rule::Given, dense, 0);
+        plan.push(vlm, "none", None, Rule::Given, ChainSpec::default())?;
         let known: Vec<String> = vlm.registry().names().map(str::to_owned).collect();
         let named: Vec<String> =
             if pruners.is_empty() && chains.is_empty() { known.clone() } else { pruners.to_vec() };
@@ -132,10 +154,7 @@ impl Plan {
                 plan.notes.push(format!("{name} is left out: {why}"));
                 continue;
             }
-            let row = TEMPLATES.iter().find(|t| t.pruner == name);
-            let plain = format!("{name}:keep={{keep}}");
-            let (template, warm_up) = row.map_or((plain.as_str(), 0), |t| (t.chain, t.warm_up));
-            if let Err(error) = plan.at_budgets(vlm, name, template, keep, warm_up) {
+            if let Err(error) = plan.at_budgets(vlm, name, &template(name), keep) {
                 // A model may lack a signal; somebody who named the pruner wants to know at once.
                 if !pruners.is_empty() {
                     return Err(error);
@@ -145,37 +164,50 @@ impl Plan {
         }
         for chain in chains {
             if chain.contains("{keep}") {
-                plan.at_budgets(vlm, &chain.replace(":keep={keep}", ""), chain, keep, 0)?;
+                plan.at_budgets(vlm, &chain.replace(":keep={keep}", ""), chain, keep)?;
             } else {
                 let spec = secateur::parse_chain(chain).map_err(|e| usage(e.to_string()))?;
-                vlm.resolve(&spec)?;
-                plan.push(chain, None, Rule::Given, spec, 0);
+                plan.push(vlm, chain, None, Rule::Given, spec)?;
             }
         }
         for &keep in keep {
             for seed in 0..seeds.max(1) {
                 let spec = parse(&format!("random:keep={keep}:seed={seed}"))?;
-                plan.push("random", Some(keep), Rule::Mean, spec, 0);
+                plan.push(vlm, "random", Some(keep), Rule::Mean, spec)?;
             }
         }
         for name in ["grid", "pool"] {
-            plan.at_budgets(vlm, name, &format!("{name}:keep={{keep}}"), keep, 0)?;
+            plan.at_budgets(vlm, name, &format!("{name}:keep={{keep}}"), keep)?;
         }
         Ok(plan)
     }
 
     fn push(
         &mut self,
+        vlm: &Vlm,
         name: &str,
         keep: Option<usize>,
         rule: Rule,
         chain: ChainSpec,
-        warm_up: usize,
-    ) {
-        // A chain that is the unpruned model, or that was named twice, is run once.
-        if self.runs.iter().all(|run| run.chain != chain) {
-            self.runs.push(Run { name: name.to_owned(), keep, rule, chain, warm_up });
+    ) -> Result<()> {
+        let resolved = vlm.resolve(&chain)?;
+        let first = chain.stages.first().map_or("", |s| s.pruner.as_str());
+        let row = TEMPLATES.iter().find(|t| t.pruner == first);
+        let keeps_all = chain.stages.iter().all(|s| !ADDS_ROWS.contains(&s.pruner.as_str()))
+            && keeps_all(&resolved, vlm.info());
+        let run = Run {
+            name: name.to_owned(),
+            keep,
+            rule,
+            warm_up: row.map_or(0, |t| t.warm_up),
+            keeps_all,
+            chain,
+        };
+        // A chain that was named twice is run once.
+        if self.runs.iter().all(|r| r.chain != run.chain || r.name != run.name) {
+            self.runs.push(run);
         }
+        Ok(())
     }
 
     fn at_budgets(
@@ -184,7 +216,6 @@ impl Plan {
         name: &str,
         template: &str,
         keep: &[usize],
-        warm_up: usize,
     ) -> Result<()> {
         let mut last = Vec::new();
         for &budget in keep {
@@ -192,16 +223,24 @@ impl Plan {
             if rule == Rule::Last {
                 last.push(budget.to_string());
             }
-            self.push(name, Some(budget), rule, spec, warm_up);
+            self.push(vlm, name, Some(budget), rule, spec)?;
         }
         if !last.is_empty() {
             self.notes.push(format!(
                 "{name} cannot have a mean of {} tokens a layer, since the layers before its first \
-                 cut see all; there its last cut leaves that many",
+                 cut see all; there a single cut leaves that many",
                 last.join(", ")
             ));
         }
         Ok(())
+    }
+}
+
+/// How a pruner is written at a budget.
+pub(crate) fn template(pruner: &str) -> String {
+    match TEMPLATES.iter().find(|t| t.pruner == pruner) {
+        Some(row) => row.chain.to_owned(),
+        None => format!("{pruner}:keep={{keep}}"),
     }
 }
 
@@ -230,27 +269,42 @@ pub(crate) fn fill(template: &str, keep: usize, layers: usize) -> Result<ChainSp
 ///
 /// # Errors
 /// A chain that does not fit the model.
-fn at_budget(vlm: &Vlm, template: &str, budget: usize) -> Result<(ChainSpec, Rule)> {
+pub(crate) fn at_budget(vlm: &Vlm, template: &str, budget: usize) -> Result<(ChainSpec, Rule)> {
     let info = vlm.info();
     let layers = info.decoder.layers;
+    let all = info.visual_tokens.max(1);
     let mean = |keep: usize| -> Result<Option<f64>> {
         let resolved = vlm.resolve(&fill(template, keep, layers)?)?;
         Ok(planned_mean(&resolved, info))
     };
-    let fits = |keep: usize| Ok::<bool, anyhow::Error>(mean(keep)?.is_none_or(|m| m <= budget as f64 + 1e-9));
-    let whole = budget.min(info.visual_tokens.max(1));
-    if budget >= info.visual_tokens || fits(whole)? {
+    let fits = |keep: usize| -> Result<bool> {
+        Ok(mean(keep)?.is_none_or(|m| m <= budget as f64 + 1e-9))
+    };
+    // The mean does not depend on `keep`, or nothing is to be cut.
+    if budget >= all || fits(all)? {
         return Ok((fill(template, budget, layers)?, Rule::Mean));
     }
     if !fits(1)? {
-        return Ok((fill(template, budget, layers)?, Rule::Last));
+        let one_cut = TEMPLATES.iter().find(|t| t.chain == template).and_then(|t| t.one_cut);
+        return Ok((fill(one_cut.unwrap_or(template), budget, layers)?, Rule::Last));
     }
-    let (mut low, mut high) = (1, whole);
+    let (mut low, mut high) = (1, all);
     while high - low > 1 {
         let middle = usize::midpoint(low, high);
         if fits(middle)? { low = middle } else { high = middle }
     }
+    // Rounding may make several budgets one: then the number that was asked for.
+    if mean(low)? == mean(budget)? {
+        low = budget;
+    }
     Ok((fill(template, low, layers)?, Rule::Mean))
+}
+
+/// Whether no cut drops anything, as planned.
+fn keeps_all(chain: &ResolvedChain, model: &ModelInfo) -> bool {
+    let all = model.visual_tokens;
+    let keeps = |s: &secateur_core::chain::ResolvedStage| s.pruner.keeps(s.stage, all, all);
+    chain.floor.is_none() && chain.stages.iter().all(|s| keeps(s) == Some(all))
 }
 
 /// Mean of the visual tokens over decoder layers, as planned; `None` if the picture decides.
@@ -304,8 +358,10 @@ mod tests {
     #[test]
     fn every_template_is_a_chain() {
         for template in TEMPLATES {
-            let chain = fill(template.chain, 16, 32).unwrap();
-            assert_eq!(chain.stages[0].pruner, template.pruner);
+            for text in [Some(template.chain), template.one_cut].into_iter().flatten() {
+                let chain = fill(text, 16, 32).unwrap();
+                assert_eq!(chain.stages[0].pruner, template.pruner);
+            }
         }
     }
 
@@ -316,7 +372,7 @@ mod tests {
         let chains = ["{keep}".to_owned()];
         assert!(Plan::new(&vlm, &[], &chains, &[64], 3).is_err());
         let plan = Plan::new(&vlm, &["fastv".into()], &[], &[128, 16], 3).unwrap();
-        assert!(plan.runs[0].is_dense());
+        assert_eq!(plan.runs[0].key(), "none");
         let of = |name: &str, keep| {
             plan.runs.iter().filter(|r| r.name == name && r.keep == Some(keep)).collect::<Vec<_>>()
         };
@@ -328,5 +384,8 @@ mod tests {
         assert!(mean <= 128.0 && mean > 126.0, "{mean}");
         assert_eq!(of("fastv", 16)[0].rule, Rule::Last);
         assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
+        let all = Plan::new(&vlm, &["fastv".into(), "vision_zip".into()], &[], &[256], 1).unwrap();
+        let asked: Vec<String> = all.runs.iter().map(Run::key).filter(|k| k != "none").collect();
+        assert_eq!(asked, ["vision_zip:keep=256"]);
     }
 }

@@ -13,8 +13,11 @@ pub(crate) fn clean(text: &str) -> String {
 
 /// The text on one line: newlines become spaces, everything else harmful its code.
 pub(crate) fn clean_line(text: &str) -> String {
-    let spaced: String =
-        text.trim().chars().map(|c| if matches!(c, '\n' | '\r' | '\t') { ' ' } else { c }).collect();
+    let spaced: String = text
+        .trim()
+        .chars()
+        .map(|c| if matches!(c, '\n' | '\r' | '\t') { ' ' } else { c })
+        .collect();
     escape(&spaced, |_| true)
 }
 

@@ -86,8 +86,7 @@ impl Sink for Lines {
                 }
                 _ => None,
             };
-            if let (Some(caption), Some((fingerprints, text))) =
-                (&mut finished.record.caption, old)
+            if let (Some(caption), Some((fingerprints, text))) = (&mut finished.record.caption, old)
             {
                 caption.caption = self.rules.join(&text, &caption.caption);
                 caption.joined = fingerprints;

@@ -100,11 +100,6 @@ impl Console {
         self.is_quiet
     }
 
-    /// Whether details are shown.
-    pub(crate) fn is_verbose(&self) -> bool {
-        self.is_verbose
-    }
-
     fn set_bar(&self, bar: Option<indicatif::ProgressBar>) {
         if let Ok(mut place) = self.bar.lock() {
             *place = bar;

@@ -15,6 +15,7 @@ const JSON_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Progress<'a> {
     console: &'a Console,
     mode: Shown,
+    unit: &'static str,
     total: usize,
     done: usize,
     failed: usize,
@@ -33,6 +34,16 @@ enum Shown {
 impl<'a> Progress<'a> {
     /// Begins a job of `total` pictures.
     pub(crate) fn start(console: &'a Console, mode: ProgressMode, total: usize) -> Self {
+        Self::counting(console, mode, total, "pictures")
+    }
+
+    /// Begins a job of `total` things that are called `unit`.
+    pub(crate) fn counting(
+        console: &'a Console,
+        mode: ProgressMode,
+        total: usize,
+        unit: &'static str,
+    ) -> Self {
         let mode = match mode {
             ProgressMode::Json => Shown::Json,
             ProgressMode::Plain if !console.is_quiet() => Shown::Lines,
@@ -41,8 +52,10 @@ impl<'a> Progress<'a> {
                     Some(total as u64),
                     ProgressDrawTarget::stderr_with_hz(5),
                 );
-                let style = "{bar:30} {pos}/{len} pictures  {per_sec}  {eta} left  {msg}";
-                if let Ok(style) = ProgressStyle::with_template(style) {
+                let style = format!(
+                    "{{bar:30}} {{pos}}/{{len}} {unit}  {{per_sec}}  {{eta}} left  {{msg}}"
+                );
+                if let Ok(style) = ProgressStyle::with_template(&style) {
                     bar.set_style(style.progress_chars("━╸─"));
                 }
                 bar.enable_steady_tick(Duration::from_millis(500));
@@ -52,10 +65,10 @@ impl<'a> Progress<'a> {
             _ => Shown::Nothing,
         };
         let started = Instant::now();
-        Self { console, mode, total, done: 0, failed: 0, started, shown: None }
+        Self { console, mode, unit, total, done: 0, failed: 0, started, shown: None }
     }
 
-    /// More pictures are through.
+    /// More are through.
     pub(crate) fn advance(&mut self, done: usize, failed: usize) {
         self.done += done;
         self.failed += failed;
@@ -84,8 +97,9 @@ impl<'a> Progress<'a> {
         let through = self.done + self.failed;
         let left = (self.total - through.min(self.total)) as f64 / self.rate().max(1e-9);
         self.console.note(&format!(
-            "{through}/{} pictures, {} failed, {:.2} a second, {} left",
+            "{through}/{} {}, {} failed, {:.2} a second, {} left",
             self.total,
+            self.unit,
             self.failed,
             self.rate(),
             minutes(left)

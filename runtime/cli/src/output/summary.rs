@@ -75,11 +75,6 @@ impl Summary {
         self.failed.values().map(|(count, _)| count).sum()
     }
 
-    /// Pictures captioned in this run.
-    pub(crate) fn captioned(&self) -> usize {
-        self.captioned
-    }
-
     /// Tells people.
     pub(crate) fn show(&self, console: &Console) {
         let seconds = self.started.elapsed().as_secs_f64();

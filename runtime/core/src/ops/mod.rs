@@ -339,7 +339,8 @@ pub trait Ops: Send + Sync + std::fmt::Debug {
         rows: Range<usize>,
     );
     /// Attention of all segments; `out: [q rows, heads * head_dim]`. Query head `h` reads KV head
-    /// `h / (heads / kv_heads)`. Returns per segment one vector a request (see [`ScoreRequest`]).
+    /// `h / (heads / kv_heads)`. A query that sees no key, and a row in no segment, gives zeros.
+    /// Returns per segment one vector a request (see [`ScoreRequest`]).
     fn attention(
         &self,
         params: AttentionParams,

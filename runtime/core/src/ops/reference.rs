@@ -525,14 +525,14 @@ impl Ops for ReferenceOps {
             for h in 0..q.heads {
                 let (mut ks, mut vs) = head_keys(segment.keys, h / group);
                 ks.iter_mut().chain(&mut vs).flatten().for_each(|x| *x = self.factor(*x));
-                for i in 0..n {
+                for (i, probs) in probs.iter_mut().enumerate() {
                     let r = segment.rows.start + i;
                     let visible = |j| sees(segment.mask, segment.window, (n, keys), i, j);
                     let (weights, sum) = self.weights(params, head_row(q, r, h), &ks, &visible);
                     if sum == 0.0 {
                         continue;
                     }
-                    for (p, w) in probs[i].iter_mut().zip(&weights) {
+                    for (p, w) in probs.iter_mut().zip(&weights) {
                         *p += (f64::from(*w) / sum) as f32 / q.heads as f32;
                     }
                     for c in 0..e {
@@ -565,11 +565,11 @@ impl Ops for ReferenceOps {
             let ks: Vec<Vec<f32>> = (0..len)
                 .map(|j| head_row(keys, j, kv).iter().map(|x| self.factor(*x)).collect())
                 .collect();
-            for i in 0..n {
+            for (i, probs) in probs.iter_mut().enumerate() {
                 let first = |j| j < visible[i] as usize;
                 let (weights, sum) = self.weights(params, head_row(q, i, h), &ks, &first);
                 if sum > 0.0 {
-                    for (p, w) in probs[i].iter_mut().zip(&weights) {
+                    for (p, w) in probs.iter_mut().zip(&weights) {
                         *p += (f64::from(*w) / sum) as f32 / q.heads as f32;
                     }
                 }

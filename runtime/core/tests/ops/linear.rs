@@ -42,11 +42,11 @@ impl Case {
         let mut out = values.tensor(3, 5, 100.0);
         if self.gated {
             let biases = if self.bias { [Some(&b[0]), Some(&b[1])] } else { [None, None] };
-            let layer = ops.pack_gated(&w[0], &w[1], biases).unwrap();
+            let layer = ops.pack_gated(&w[0], &w[1], biases).expect("shapes agree");
             ops.gated_linear(&layer, &x, self.act, &mut out);
         } else {
             let biases: &[_] = if self.bias { &[Some(&b[0])] } else { &[] };
-            let layer = ops.pack_linear(&[&w[0]], biases).unwrap();
+            let layer = ops.pack_linear(&[&w[0]], biases).expect("shapes agree");
             ops.linear(&layer, &x, self.act, &mut out);
         }
         assert_eq!((out.rows(), out.cols()), (rows.len(), self.outputs));
@@ -169,7 +169,7 @@ fn matrices_that_share_their_input_are_concatenated() {
         let reference = ReferenceOps::new(precision);
         let run = |ops: &dyn Ops| {
             let refs: Vec<_> = views.iter().collect();
-            let layer = ops.pack_linear(&refs, &[None, Some(&bias), None]).unwrap();
+            let layer = ops.pack_linear(&refs, &[None, Some(&bias), None]).expect("shapes agree");
             let mut out = Tensor::zeros(0, 0);
             ops.linear(&layer, &x, Activation::None, &mut out);
             out.host().to_vec()

@@ -80,9 +80,9 @@ fn residual_sums_norm_and_transitions_in_one_pass() {
                         let (mut a, mut b) = (x.clone(), x.clone());
                         let (mut taps, mut more) = (vec![[9.0; 3]; 7], Vec::new());
                         let mut out = Tensor::zeros(0, 0);
-                        let tap = tapped.then(|| TransitionTap { input: &input, out: &mut taps });
+                        let tap = tapped.then_some(TransitionTap { input: &input, out: &mut taps });
                         ops.add_norm(&mut a, &delta, tap, &norm, &mut out);
-                        let tap = tapped.then(|| TransitionTap { input: &input, out: &mut more });
+                        let tap = tapped.then_some(TransitionTap { input: &input, out: &mut more });
                         ops.add(&mut b, &delta, scaled.then_some(&scale[..]), tap);
                         let mut all = [a.host(), b.host(), out.host()].concat();
                         if tapped {
@@ -174,7 +174,7 @@ fn activations_over_their_whole_range() {
     let x = Tensor::from_slice(xs.len(), 1, &xs);
     for act in acts {
         let run = |ops: &dyn Ops| {
-            let layer = ops.pack_linear(&[&identity], &[]).unwrap();
+            let layer = ops.pack_linear(&[&identity], &[]).expect("shapes agree");
             let mut out = Tensor::zeros(0, 0);
             ops.linear(&layer, &x, act, &mut out);
             out.host().to_vec()

@@ -21,7 +21,7 @@ pub(super) fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
         Activation::GeluTanh => {
             // 2 sqrt(2 / pi) (x + 0.044715 x³)
             let cubic = s.mul(s.mul(x, x), s.splat(0.071_354_814));
-            s.mul(x, s.sigmoid(s.mul(x, s.add(cubic, s.splat(1.595_769_1)))))
+            s.mul(x, s.sigmoid(s.mul(x, s.add(cubic, s.splat(1.595_769)))))
         }
         Activation::GeluErf => {
             let half = s.mul(x, s.splat(0.5));
@@ -34,6 +34,9 @@ pub(super) fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
 
 /// `f` on the vectors of slices of one length; the rest goes through a padded copy, so that each
 /// value meets the same instructions wherever it stands.
+///
+/// `f` has to be small: it is inlined by its size, and code that is not inlined here is compiled
+/// without the CPU's features. Exponentials go into plain loops.
 #[inline(always)]
 pub(super) fn map_rows<S: Simd, const N: usize>(
     s: S,
@@ -44,28 +47,36 @@ pub(super) fn map_rows<S: Simd, const N: usize>(
     let len = out.len();
     assert!(ins.iter().all(|x| x.len() == len), "slices of one length");
     let whole = len / S::LANES * S::LANES;
+    let mut xs = [s.splat(0.0); N];
     for i in (0..whole).step_by(S::LANES) {
         // SAFETY: `i + LANES <= len`, the length of every slice.
         unsafe {
-            let xs = ins.map(|x| s.load(x.as_ptr().add(i)));
+            for (x, from) in xs.iter_mut().zip(&ins) {
+                *x = s.load(from.as_ptr().add(i));
+            }
             let old = s.load(out.as_ptr().add(i));
             s.store(out.as_mut_ptr().add(i), f(xs, old));
         }
     }
     if whole < len {
-        let pad = |x: &[f32]| {
-            let mut all = [0.0f32; 16];
-            all[..len - whole].copy_from_slice(&x[whole..]);
-            all
-        };
-        // SAFETY: 16 values each, and `LANES` divides 16.
-        let (xs, old) =
-            unsafe { (ins.map(|x| s.load(pad(x).as_ptr())), s.load(pad(out).as_ptr())) };
+        for (x, from) in xs.iter_mut().zip(&ins) {
+            *x = load_padded(s, &from[whole..], 0.0);
+        }
         let mut all = [0.0f32; 16];
-        // SAFETY: as above.
-        unsafe { s.store(all.as_mut_ptr(), f(xs, old)) };
+        let y = f(xs, load_padded(s, &out[whole..], 0.0));
+        // SAFETY: 16 values, and `LANES` divides 16.
+        unsafe { s.store(all.as_mut_ptr(), y) };
         out[whole..].copy_from_slice(&all[..len - whole]);
     }
+}
+
+/// Fewer than 16 values, and `pad` in the lanes behind them.
+#[inline(always)]
+pub(super) fn load_padded<S: Simd>(s: S, x: &[f32], pad: f32) -> S::F {
+    let mut lanes = [pad; 16];
+    lanes[..x.len()].copy_from_slice(x);
+    // SAFETY: 16 values, and `LANES` divides 16.
+    unsafe { s.load(lanes.as_ptr()) }
 }
 
 struct Scale<'a> {

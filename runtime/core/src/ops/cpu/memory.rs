@@ -100,7 +100,9 @@ impl Scratch {
         if self.0.as_ref().is_none_or(|m| m.bytes() < bytes) {
             // The old block goes first: two of them are never held.
             self.0 = None;
-            self.0 = Some(Memory::zeroed(bytes + bytes / 4));
+            let more = bytes + bytes / 4;
+            let whole = if more >= HUGE / 2 { more.next_multiple_of(HUGE) } else { more };
+            self.0 = Some(Memory::zeroed(whole));
         }
         &mut self.0.as_mut().expect("just filled").as_mut_slice()[..len]
     }

@@ -77,9 +77,8 @@ impl CpuOps {
         };
         assert_eq!(x.cols(), w.inputs, "linear: width of the input");
         out.resize(x.rows(), width);
-        self.scratch.with(|scratch| {
-            linear::run(&self.threads, self.isa, scratch, packed, x.host(), act, out.host_mut());
-        });
+        let (x, out) = (x.host(), out.host_mut());
+        linear::run(&self.threads, self.isa, &self.scratch, packed, x, act, out);
     }
 
     fn attention_context(&self, params: AttentionParams) -> attention::Context<'_> {

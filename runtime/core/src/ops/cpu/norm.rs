@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "vector loads, and rows written from several threads")]
 
 use super::detect::Isa;
-use super::elementwise::{add_row, map_rows};
+use super::elementwise::{add_row, load_padded, map_rows};
 use super::memory::Shared;
 use super::simd::{self, Job, Simd};
 use super::threads::Threads;
@@ -25,23 +25,23 @@ fn sum_of<S: Simd, const N: usize>(
     let len = xs[0].len();
     assert!(xs.iter().all(|x| x.len() == len), "slices of one length");
     let mut acc = [s.splat(0.0); 4];
+    let mut v = [s.splat(0.0); N];
     let mut i = 0;
     while i + 4 * S::LANES <= len {
         for (k, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: four vectors from `i` on lie in every slice.
-            let v = xs.map(|x| unsafe { s.load(x.as_ptr().add(i + k * S::LANES)) });
+            for (v, x) in v.iter_mut().zip(&xs) {
+                // SAFETY: four vectors from `i` on lie in every slice.
+                *v = unsafe { s.load(x.as_ptr().add(i + k * S::LANES)) };
+            }
             *acc = s.add(*acc, f(v));
         }
         i += 4 * S::LANES;
     }
     while i < len {
         let left = (len - i).min(S::LANES);
-        let v = xs.map(|x| {
-            let mut lanes = [pad; 16];
-            lanes[..left].copy_from_slice(&x[i..i + left]);
-            // SAFETY: 16 values, and `LANES` divides 16.
-            unsafe { s.load(lanes.as_ptr()) }
-        });
+        for (v, x) in v.iter_mut().zip(&xs) {
+            *v = load_padded(s, &x[i..i + left], pad);
+        }
         acc[0] = s.add(acc[0], f(v));
         i += left;
     }

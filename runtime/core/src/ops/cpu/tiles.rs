@@ -5,8 +5,8 @@ use std::arch::asm;
 
 /// Tiles are configured on this thread until this value is dropped.
 ///
-/// Registers 0 to 6 have the configured number of rows, register 7 has 16; all have 64 bytes a
-/// row. Released tiles cost a context switch nothing.
+/// Registers 0 to 5 have the configured number of rows, 6 and 7 have 16; all have 64 bytes a row.
+/// Released tiles cost a context switch nothing.
 pub(super) struct Tiles {
     /// Not `Send`: the configuration is the thread's.
     _thread: std::marker::PhantomData<*const ()>,
@@ -16,7 +16,7 @@ pub(super) struct Tiles {
 struct Config([u8; 64]);
 
 impl Tiles {
-    /// Registers 0 to 6 get `rows` rows, `1 <= rows <= 16`.
+    /// Registers 0 to 5 get `rows` rows, `1 <= rows <= 16`.
     ///
     /// Call it only under [`super::detect::Isa::Amx`]: elsewhere the instruction does not exist.
     pub(super) fn configure(rows: usize) -> Self {
@@ -26,7 +26,7 @@ impl Tiles {
         config.0[0] = 1; // palette 1: eight tiles of at most 1 KiB
         for tile in 0..8 {
             config.0[16 + 2 * tile] = 64;
-            config.0[48 + tile] = if tile < 7 { rows as u8 } else { 16 };
+            config.0[48 + tile] = if tile < 6 { rows as u8 } else { 16 };
         }
         // SAFETY: the CPU has tiles and the process may use them (`Isa::Amx`); the block is a
         // valid configuration.

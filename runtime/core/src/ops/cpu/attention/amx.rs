@@ -4,8 +4,8 @@
 //! and `Oᵀ = Vᵀ P` takes the weights as they come out of it, two keys interleaved. Keys are packed
 //! once a task as rows, values as transposed tiles.
 //!
-//! Blocks are of 64 keys, so that scores, weights, keys, values and sums of a block (36 KiB at 64
-//! values a head) stay in L1. Weights enter the product rounded, their sum does not.
+//! Blocks are of 128 keys, so that scores, weights and sums of a block (32 KiB at 64 values a head)
+//! stay in L1, and tiles and vectors rarely wait for each other. Weights enter the product rounded, their sum does not.
 //!
 //! FLOPs a block and key: `4 * 32 head_dim`, and 32 exponentials.
 #![allow(unsafe_code, reason = "tile instructions exist as assembly only")]
@@ -13,7 +13,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::keys::{BLOCK, Rows};
+use super::keys::Rows;
 use super::lanes::{Lanes, NO_KEYS};
 use super::{Context, Part};
 use crate::ops::cpu::detect::Isa;
@@ -24,6 +24,8 @@ use crate::ops::cpu::tiles::Tiles;
 
 /// Queries of a block.
 const QUERIES: usize = 32;
+/// Keys of a block.
+const BLOCK: usize = 128;
 /// Blocks of a task: packing keys and values costs as much as one block and a third.
 const TASK: usize = 24;
 /// Words of a tile.
@@ -115,8 +117,8 @@ fn task(
     let (keys, values) = Rows::of_keys(part.keys, part.kv_head, true);
     assert_eq!((keys.head_dim, values.head_dim), (e, e), "attention: widths of heads");
     let mut packed = Packed::take(scratch, e, keys.len);
-    // Keys past the last one that this task sees are not packed.
-    let end = part.sight(begin, count).range.1.min(keys.len);
+    // Keys past the last one that the last query sees are not packed.
+    let end = part.sight(begin + count - 1, 1).range.1.min(keys.len);
     pack_keys(s, keys, end, &mut packed);
     pack_values(s, values, end, &mut packed);
     let _tiles = Tiles::configure(16);
@@ -217,7 +219,7 @@ fn attend(s: Avx512, lanes: &Lanes<'_>, packed: &mut Packed<'_>) -> [f32; QUERIE
     let mut max = [s.splat(NO_KEYS); 2];
     let mut sum = [s.splat(0.0); 2];
     packed.sums.fill(0.0);
-    for (first, count) in lanes.blocks() {
+    for (first, count) in lanes.blocks(BLOCK) {
         let steps = count.div_ceil(32);
         for tile in (0..2 * steps).step_by(2) {
             let product = Product {

@@ -7,8 +7,7 @@
 #![allow(unsafe_code, reason = "inner loops over blocks that are checked once")]
 
 use super::keys::{self, BLOCK};
-use super::lanes::{Lanes, Sight};
-use crate::ops::cpu::elementwise::map_rows;
+use super::lanes::Lanes;
 use crate::ops::cpu::simd::Simd;
 
 /// Queries that come here: from about nine on, one query a lane is faster.
@@ -18,6 +17,62 @@ pub(super) const FEW: usize = 8;
 pub(super) fn scratch_len(queries: usize, head_dim: usize, keys: usize) -> usize {
     let padded = head_dim.next_multiple_of(16);
     queries * (2 * padded + keys.next_multiple_of(16)) + BLOCK * padded
+}
+
+/// Softmax weights of a few queries, not yet divided by their sums.
+pub(super) struct Weights<'a> {
+    /// `[queries][row]`, zero where hidden.
+    rows: &'a mut [f32],
+    row: usize,
+    /// `1 / sum` of each row, zero for a query without keys.
+    inverse: [f32; FEW],
+    rest: &'a mut [f32],
+}
+
+impl Weights<'_> {
+    /// Calls `each(query, weights)` with rows that sum to one.
+    #[inline(always)]
+    pub(super) fn each(&mut self, mut each: impl FnMut(usize, &[f32])) {
+        for (i, row) in self.rows.chunks_exact_mut(self.row.max(1)).enumerate() {
+            for x in row.iter_mut() {
+                *x *= self.inverse[i];
+            }
+            each(i, row);
+        }
+    }
+}
+
+/// Scores and softmax of `queries` queries; with `rounded` the weights are rounded to bf16.
+#[inline(always)]
+pub(super) fn weigh<'m, 'q, S: Simd>(
+    s: S,
+    lanes: &Lanes<'_>,
+    memory: &'m mut [f32],
+    queries: usize,
+    query: impl Fn(usize) -> &'q [f32],
+    rounded: bool,
+) -> Weights<'m> {
+    let padded = lanes.keys.padded();
+    let len = lanes.keys.len;
+    let row = len.next_multiple_of(16);
+    let (q, rest) = memory.split_at_mut(queries * padded);
+    let (rows, rest) = rest.split_at_mut(queries * row);
+    for (i, to) in q.chunks_exact_mut(padded).enumerate() {
+        keys::copy(s, query(i), to, lanes.rounded);
+    }
+    let buffer = &mut rest[..BLOCK * padded];
+    for first in (0..len).step_by(BLOCK) {
+        let count = BLOCK.min(len - first);
+        let (keys, stride) = lanes.keys.block(s, first, count, buffer);
+        for (q, scores) in q.chunks_exact(padded).zip(rows.chunks_exact_mut(row)) {
+            dots(s, q, keys, stride, &mut scores[first..first + count]);
+        }
+    }
+    let mut inverse = [0.0f32; FEW];
+    for (i, scores) in rows.chunks_exact_mut(row.max(1)).enumerate() {
+        inverse[i] = softmax(s, lanes, i, len, scores, rounded);
+    }
+    Weights { rows, row, inverse, rest }
 }
 
 /// Attention of `queries` queries: `query(i)` gives one, `row(i)` is where its output goes.
@@ -36,36 +91,21 @@ pub(super) fn attend<'q, 'o, S: Simd>(
         (0..queries).for_each(|i| row(i).fill(0.0));
         return;
     }
-    let row_len = len.next_multiple_of(16);
-    let (q, rest) = memory.split_at_mut(queries * padded);
-    let (sums, rest) = rest.split_at_mut(queries * padded);
-    let (scores, rest) = rest.split_at_mut(queries * row_len);
+    let weights = weigh(s, lanes, memory, queries, query, lanes.rounded);
+    let (sums, rest) = weights.rest.split_at_mut(queries * padded);
     let buffer = &mut rest[..BLOCK * padded];
-    for (i, to) in q.chunks_exact_mut(padded).enumerate() {
-        keys::copy(s, query(i), to, lanes.rounded);
-    }
     sums.fill(0.0);
     for first in (0..len).step_by(BLOCK) {
         let count = BLOCK.min(len - first);
-        let (rows, stride) = lanes.keys.block(s, first, count, buffer);
-        for (q, scores) in q.chunks_exact(padded).zip(scores.chunks_exact_mut(row_len)) {
-            dots(s, q, rows, stride, &mut scores[first..first + count]);
-        }
-    }
-    let mut inverse = [0.0f32; FEW];
-    for (i, scores) in scores.chunks_exact_mut(row_len).enumerate() {
-        inverse[i] = softmax(s, lanes, &lanes.sight, i, &mut scores[..len]);
-    }
-    for first in (0..len).step_by(BLOCK) {
-        let count = BLOCK.min(len - first);
-        let (rows, stride) = lanes.values.block(s, first, count, buffer);
-        for (sums, scores) in sums.chunks_exact_mut(padded).zip(scores.chunks_exact(row_len)) {
-            add_weighted(s, &scores[first..first + count], rows, stride, sums);
+        let (values, stride) = lanes.values.block(s, first, count, buffer);
+        let rows = weights.rows.chunks_exact(weights.row);
+        for (sums, weights) in sums.chunks_exact_mut(padded).zip(rows) {
+            add_weighted(s, &weights[first..first + count], values, stride, sums);
         }
     }
     for (i, sums) in sums.chunks_exact(padded).enumerate() {
         for (o, x) in row(i).iter_mut().zip(sums) {
-            *o = x * inverse[i];
+            *o = x * weights.inverse[i];
         }
     }
 }
@@ -88,28 +128,32 @@ fn dots<S: Simd>(s: S, q: &[f32], keys: &[f32], stride: usize, scores: &mut [f32
     }
 }
 
-/// Scales, caps and masks scores, turns them into `exp(score - max)` (rounded for bf16), and
-/// returns `1 / sum`, zero if no key is seen.
+/// Scales, caps and masks the scores of `len` keys, turns them into `exp(score - max)`, and returns
+/// `1 / sum`, zero if no key is seen. The row is padded to a multiple of 16.
 #[inline(always)]
 fn softmax<S: Simd>(
     s: S,
     lanes: &Lanes<'_>,
-    sight: &Sight,
     lane: usize,
+    len: usize,
     scores: &mut [f32],
+    rounded: bool,
 ) -> f32 {
     let scale = s.splat(lanes.params.scale);
-    match lanes.params.softcap {
-        None => map_rows(s, [], scores, |[], x| s.mul(x, scale)),
-        Some(cap) => map_rows(s, [], scores, |[], x| {
-            s.mul(s.splat(cap), s.tanh(s.mul(s.mul(x, scale), s.splat(1.0 / cap))))
-        }),
+    for part in scores.chunks_exact_mut(S::LANES) {
+        // SAFETY: `LANES` values.
+        let mut x = s.mul(unsafe { s.load(part.as_ptr()) }, scale);
+        if let Some(cap) = lanes.params.softcap {
+            x = s.mul(s.splat(cap), s.tanh(s.mul(x, s.splat(1.0 / cap))));
+        }
+        // SAFETY: `LANES` values.
+        unsafe { s.store(part.as_mut_ptr(), x) };
     }
-    let until = (sight.until[lane] as usize).min(scores.len());
+    let until = (lanes.sight.until[lane] as usize).min(len);
     scores[until..].fill(f32::NEG_INFINITY);
     if let Some(window) = lanes.window {
         for (x, position) in scores.iter_mut().zip(window.keys) {
-            if *position as f32 <= sight.above[lane] {
+            if *position as f32 <= lanes.sight.above[lane] {
                 *x = f32::NEG_INFINITY;
             }
         }
@@ -120,18 +164,16 @@ fn softmax<S: Simd>(
         return 0.0;
     }
     let max = s.splat(max);
-    map_rows(s, [], scores, |[], x| s.exp(s.sub(x, max)));
-    let mut acc = s.splat(0.0);
-    let whole = scores.len() / S::LANES * S::LANES;
-    for part in scores[..whole].chunks_exact(S::LANES) {
+    let mut sum = s.splat(0.0);
+    for part in scores.chunks_exact_mut(S::LANES) {
         // SAFETY: `LANES` values.
-        acc = s.add(acc, unsafe { s.load(part.as_ptr()) });
+        unsafe {
+            let e = s.exp(s.sub(s.load(part.as_ptr()), max));
+            sum = s.add(sum, e);
+            s.store(part.as_mut_ptr(), if rounded { s.round_bf16(e) } else { e });
+        }
     }
-    let sum = s.sum(acc) + scores[whole..].iter().sum::<f32>();
-    if lanes.rounded {
-        map_rows(s, [], scores, |[], x| s.round_bf16(x));
-    }
-    1.0 / sum
+    1.0 / s.sum(sum)
 }
 
 /// `sums += sum_j weights[j] values[j]`

@@ -135,10 +135,10 @@ pub(super) fn set_query<S: Simd>(
 }
 
 impl Lanes<'_> {
-    /// First keys and counts of the blocks that some lane may see.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+    /// First keys and counts of the blocks of `size` keys that some lane may see.
+    pub(super) fn blocks(&self, size: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
         let end = self.sight.range.1.min(self.keys.len);
-        (0..end).step_by(BLOCK).map(move |first| (first, BLOCK.min(end - first))).filter(
+        (0..end).step_by(size).map(move |first| (first, size.min(end - first))).filter(
             move |(first, count)| {
                 self.window.is_none_or(|w| {
                     w.keys[*first..first + count].iter().any(|p| *p > self.sight.lowest)
@@ -165,7 +165,7 @@ impl Lanes<'_> {
         let width = VECTORS * S::LANES;
         let scores = &mut work.scores[..count * width];
         for (j, row) in scores.chunks_exact_mut(width).enumerate() {
-            for v in 0..VECTORS {
+            for (v, max) in max.iter_mut().enumerate() {
                 let lane = v * S::LANES;
                 let at = row[lane..lane + S::LANES].as_mut_ptr();
                 // SAFETY: `at` has `LANES` values.
@@ -176,7 +176,7 @@ impl Lanes<'_> {
                 if masked {
                     x = self.mask(s, x, first + j, lane);
                 }
-                max[v] = s.max(max[v], x);
+                *max = s.max(*max, x);
                 // SAFETY: as above.
                 unsafe { s.store(at, x) };
             }
@@ -204,7 +204,7 @@ impl Lanes<'_> {
         let width = VECTORS * S::LANES;
         let mut state = Softmax::<S>::new(s);
         work.sums[..self.values.head_dim * width].fill(0.0);
-        for (first, count) in self.blocks() {
+        for (first, count) in self.blocks(BLOCK) {
             let max = self.score(s, work, (first, count), state.max);
             let shrink = self.exponentials(s, work, count, &mut state, max);
             if let Some(shrink) = shrink {
@@ -281,7 +281,7 @@ impl Lanes<'_> {
     #[inline(always)]
     pub(super) fn statistics<S: Simd>(&self, s: S, work: &mut Work<'_>) -> Softmax<S> {
         let mut state = Softmax::<S>::new(s);
-        for (first, count) in self.blocks() {
+        for (first, count) in self.blocks(BLOCK) {
             let max = self.score(s, work, (first, count), state.max);
             self.exponentials(s, work, count, &mut state, max);
         }
@@ -302,7 +302,7 @@ impl Lanes<'_> {
         let mut inverse = inverse_sums(s, state);
         inverse[lanes..].fill(0.0);
         let width = VECTORS * S::LANES;
-        for (first, count) in self.blocks() {
+        for (first, count) in self.blocks(BLOCK) {
             self.score(s, work, (first, count), state.max);
             for (j, row) in work.scores[..count * width].chunks_exact_mut(width).enumerate() {
                 for v in 0..VECTORS {

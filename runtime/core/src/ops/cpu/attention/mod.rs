@@ -21,7 +21,7 @@ pub(super) use keys::narrow;
 pub(super) use scores::{report, score_rows};
 
 use super::detect::Isa;
-use super::memory::{ScratchPool, Shared};
+use super::memory::{Scratch, ScratchPool, Shared};
 use super::simd::{self, Job, Simd};
 use super::threads::Threads;
 use crate::ops::reference::{key_count, kv_heads};
@@ -109,6 +109,7 @@ struct Block<'a> {
     begin: usize,
     count: usize,
     out: Shared<f32>,
+    scratch: &'a mut Scratch,
 }
 
 /// Queries of a block under an instruction set.
@@ -123,7 +124,7 @@ impl Job for Block<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { context, part, begin, count, out } = self;
+        let Self { context, part, begin, count, out, scratch } = self;
         let (keys, values) = Rows::of_keys(part.keys, part.kv_head, context.rounded);
         let e = part.q.head_dim;
         assert_eq!((keys.head_dim, values.head_dim), (e, e), "attention: widths of heads");
@@ -144,21 +145,19 @@ impl Job for Block<'_> {
                 out.range(row * width + head * e, e)
             }
         };
-        context.scratch.with(|[scratch, _]| {
-            if part.queries() <= few::FEW {
-                let memory = scratch.take(few::scratch_len(count, e, keys.len));
-                few::attend(s, &lanes, memory, count, |i| part.query(begin + i), row);
-                return;
-            }
-            let mut work = Work::split(scratch.take(Work::len(e)), e);
-            work.queries.fill(0.0);
-            for lane in 0..count {
-                let query = part.query(begin + lane);
-                lanes::set_query(s, &mut work, lane, query, context.rounded);
-            }
-            let state = lanes.attend(s, &mut work);
-            lanes.finish(s, &work, &state, count, row);
-        });
+        if part.queries() <= few::FEW {
+            let memory = scratch.take(few::scratch_len(count, e, keys.len));
+            few::attend(s, &lanes, memory, count, |i| part.query(begin + i), row);
+            return;
+        }
+        let mut work = Work::split(scratch.take(Work::len(e)), e);
+        work.queries.fill(0.0);
+        for lane in 0..count {
+            let query = part.query(begin + lane);
+            lanes::set_query(s, &mut work, lane, query, context.rounded);
+        }
+        let state = lanes.attend(s, &mut work);
+        lanes.finish(s, &work, &state, count, row);
     }
 }
 
@@ -198,6 +197,9 @@ pub(super) fn run(context: Context<'_>, q: Heads<'_>, segments: &[Segment<'_>], 
             amx::run(&context, &part, begin, count, out);
             return;
         }
-        simd::run(context.isa, Block { context, part, begin, count, out });
+        // Outside the job: what a closure holds is compiled without the job's features.
+        context.scratch.with(|[scratch, _]| {
+            simd::run(context.isa, Block { context, part, begin, count, out, scratch });
+        });
     });
 }

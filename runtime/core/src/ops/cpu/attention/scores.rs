@@ -6,8 +6,8 @@
 
 use super::keys::Rows;
 use super::lanes::{self, Lanes, Sight, VECTORS, Work};
-use super::{Context, block_size};
-use crate::ops::cpu::memory::Shared;
+use super::{Context, block_size, few};
+use crate::ops::cpu::memory::{Scratch, Shared};
 use crate::ops::cpu::simd::{self, Job, Simd};
 use crate::ops::reference::{head_row, key_count, kv_heads};
 use crate::ops::{Heads, Keys, Mask, Queries, ScoreRequest, Segment, Window};
@@ -94,7 +94,11 @@ impl Report<'_> {
             for head in first_head..first_head + heads_each {
                 let rows = &self.rows[rows.clone()];
                 for block in head_blocks(rows.len(), group, block_size(context.isa)) {
-                    simd::run(context.isa, Block { context, report: self, rows, head, block, out });
+                    context.scratch.with(|[scratch, _]| {
+                        let report = self;
+                        let job = Block { context, report, rows, head, block, out, scratch };
+                        simd::run(context.isa, job);
+                    });
                 }
             }
         });
@@ -130,13 +134,14 @@ struct Block<'a> {
     block: std::ops::Range<usize>,
     /// Added to: `[keys]`, or `[rows, keys]`.
     out: &'a mut [f32],
+    scratch: &'a mut Scratch,
 }
 
 impl Job for Block<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { context, report, rows, head, block, out } = self;
+        let Self { context, report, rows, head, block, out, scratch } = self;
         let (keys, values) = Rows::of_keys(report.keys, head, context.rounded);
         let group = report.q.heads / kv_heads(report.keys);
         let e = report.q.head_dim;
@@ -156,30 +161,41 @@ impl Job for Block<'_> {
             sight,
             rounded: context.rounded,
         };
-        context.scratch.with(|[scratch, _]| {
-            let mut work = Work::split(scratch.take(Work::len(e)), e);
-            work.queries.fill(0.0);
-            for lane in 0..block.len() {
-                let query =
-                    head_row(report.q, row(lane).0, head * group + (block.start + lane) % group);
-                lanes::set_query(s, &mut work, lane, query, context.rounded);
-            }
-            let state = lanes.statistics(s, &mut work);
-            let len = keys.len;
-            lanes.weights(s, &mut work, &state, block.len(), |key, weights| {
-                if report.mean {
-                    let mut sum = s.splat(0.0);
-                    for v in 0..VECTORS {
-                        // SAFETY: there are `VECTORS * LANES` weights.
-                        sum = s.add(sum, unsafe { s.load(weights[v * S::LANES..].as_ptr()) });
-                    }
-                    out[key] += s.sum(sum);
-                    return;
-                }
-                for (lane, weight) in weights[..block.len()].iter().enumerate() {
-                    out[(block.start + lane) / group * len + key] += weight;
+        let query = |lane: usize| {
+            let head = head * group + (block.start + lane) % group;
+            head_row(report.q, row(lane).0, head)
+        };
+        let len = keys.len;
+        if block.len() <= few::FEW {
+            let memory = scratch.take(few::scratch_len(block.len(), e, len));
+            let mut weights = few::weigh(s, &lanes, memory, block.len(), query, false);
+            weights.each(|lane, weights| {
+                let to = if report.mean { 0 } else { (block.start + lane) / group * len };
+                for (o, w) in out[to..to + len].iter_mut().zip(weights) {
+                    *o += w;
                 }
             });
+            return;
+        }
+        let mut work = Work::split(scratch.take(Work::len(e)), e);
+        work.queries.fill(0.0);
+        for lane in 0..block.len() {
+            lanes::set_query(s, &mut work, lane, query(lane), context.rounded);
+        }
+        let state = lanes.statistics(s, &mut work);
+        lanes.weights(s, &mut work, &state, block.len(), |key, weights| {
+            if report.mean {
+                let mut sum = s.splat(0.0);
+                for v in 0..VECTORS {
+                    // SAFETY: there are `VECTORS * LANES` weights.
+                    sum = s.add(sum, unsafe { s.load(weights[v * S::LANES..].as_ptr()) });
+                }
+                out[key] += s.sum(sum);
+                return;
+            }
+            for (lane, weight) in weights[..block.len()].iter().enumerate() {
+                out[(block.start + lane) / group * len + key] += weight;
+            }
         });
     }
 }

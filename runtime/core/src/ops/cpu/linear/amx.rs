@@ -1,11 +1,13 @@
 //! bf16 products on AMX tiles.
 //!
 //! A tile is 16 rows of 64 bytes; one `tdpbf16ps` multiplies 16 rows by 16 outputs over 32 inputs.
-//! The kernel keeps three tiles of rows times two panels of sums in six registers and loads five
-//! tiles from L2 for six products (measured: 2x2 is bound by L2 at 75 % of the peak, 3x2 reads a
-//! sixth less). The input is packed once as tiles `[rows / 16][inputs / 32][16][32]`, in chunks that
-//! stay in L2 while panels stream past; inputs beyond [`DEPTH`] are summed in passes, so that a
-//! chunk has enough rows to pay for the panels it reads.
+//! The kernel keeps two tiles of rows times two panels of sums in four registers: four loads for four
+//! products. The input is packed once as tiles `[rows / 16][inputs / 32][16][32]`, in chunks that
+//! stay in L2 while panels stream past. Tiles stored after long loops were found to cost a thousand
+//! cycles a block when the panels do not stay in L1, so sums are taken in turns of [`TURN`] inputs:
+//! 16 KiB of two panels serve all rows of the chunk, and sums wait in L2 (7 % over whole loops at
+//! 2048 inputs, 29 % at 1024). Inputs beyond [`DEPTH`] are summed in passes over all panels, so that
+//! a chunk has enough rows to pay for the panels it reads.
 //!
 //! Invariants
 //! - Tile registers hold values only inside one `asm!` block; the tile configuration of a thread is
@@ -24,7 +26,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::finish::{BLOCK, Finish};
 use super::{PANEL, PackedLinear};
 use crate::ops::cpu::detect::Isa;
-use crate::ops::cpu::memory::{Scratch, Shared};
+use crate::ops::cpu::memory::{Scratch, ScratchPool, Shared};
 use crate::ops::cpu::simd::{self, Job, Simd};
 use crate::ops::cpu::threads::Threads;
 use crate::ops::cpu::tiles::Tiles;
@@ -35,10 +37,12 @@ const STEP: usize = 32;
 const TILE: usize = 256;
 /// Inputs summed in one pass.
 const DEPTH: usize = 2048;
-/// Bytes of packed input of a chunk and pass: with two pairs of panels they fill L2.
-const CHUNK_BYTES: usize = 5 << 18;
-/// Rows of a block: three tiles.
-const ROWS: usize = 48;
+/// Inputs summed in one turn, where there are enough rows to use a turn's panels again.
+const TURN: usize = 256;
+/// Blocks of rows from which on sums are taken in turns.
+const TURN_BLOCKS: usize = 3;
+/// Bytes of packed input of a chunk and pass: with sums and two pairs of panels they fill L2.
+const CHUNK_BYTES: usize = 9 << 17;
 /// Up to so many rows the weights are multiplied by FMA on the way from memory.
 const FEW: usize = 2;
 
@@ -46,6 +50,18 @@ const FEW: usize = 2;
 pub(super) fn run(
     threads: &Threads,
     isa: Isa,
+    pool: &ScratchPool,
+    w: &PackedLinear,
+    x: &[f32],
+    finish: &Finish<'_>,
+) {
+    pool.with(|scratch| run_with(threads, isa, pool, scratch, w, x, finish));
+}
+
+fn run_with(
+    threads: &Threads,
+    isa: Isa,
+    pool: &ScratchPool,
     scratch: &mut [Scratch; 2],
     w: &PackedLinear,
     x: &[f32],
@@ -94,26 +110,28 @@ pub(super) fn run(
     for p in 0..passes {
         let range_steps = p * pass..steps.min((p + 1) * pass);
         at_home(threads, chunks, pairs.div_ceil(range), &|chunk, i| {
-            let tiles = chunk * per_chunk..tiles.min((chunk + 1) * per_chunk);
-            if tiles.is_empty() {
+            let own = chunk * per_chunk..tiles.min((chunk + 1) * per_chunk);
+            if own.is_empty() {
                 return;
             }
             let _tiles = Tiles::configure(height);
-            simd::run(
-                isa,
-                Block {
+            pool.with(|[local, _]| {
+                let local = local.take::<f32>(own.len() * 16 * BLOCK);
+                let block = Block {
                     w,
                     packed,
                     height,
-                    tiles,
-                    all_tiles: rows.div_ceil(16),
+                    tiles: own.clone(),
                     steps: range_steps.clone(),
                     pairs: i * range..pairs.min((i + 1) * range),
-                    sums,
+                    sums: if passes > 1 { sums } else { Shared::new(local) },
+                    pair_sums: if passes > 1 { tiles * 16 * BLOCK } else { 0 },
+                    first_sums: if passes > 1 { own.start * 16 * BLOCK } else { 0 },
                     last: p + 1 == passes,
                     finish,
-                },
-            );
+                };
+                simd::run(isa, block);
+            });
         });
     }
 }
@@ -179,79 +197,86 @@ struct Block<'a> {
     packed: &'a [u32],
     height: usize,
     tiles: Range<usize>,
-    all_tiles: usize,
     steps: Range<usize>,
     pairs: Range<usize>,
-    /// Sums of earlier passes, `[pairs][tiles][16][BLOCK]`.
+    /// Where sums wait between turns and passes: `[16][BLOCK]` a tile of rows.
     sums: Shared<f32>,
+    /// Values from one pair of panels to the next: zero if the pass ends a pair's sums.
+    pair_sums: usize,
+    /// Values before the first of these tiles.
+    first_sums: usize,
     last: bool,
     finish: &'a Finish<'a>,
 }
-
-#[repr(C, align(64))]
-struct Aligned([f32; ROWS * BLOCK]);
 
 impl Job for Block<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let words = self.w.panel_words();
+        for pair in self.pairs.clone() {
+            let count = (self.w.panels - 2 * pair).min(2);
+            let panels = &self.w.words()[2 * pair * words..][..count * words];
+            let size = self.tiles.len() * 16 * BLOCK;
+            let at = pair * self.pair_sums + self.first_sums;
+            // SAFETY: this task alone has these tiles and panels in this pass.
+            let sums = unsafe { self.sums.range(at, size) };
+            self.multiply(panels, sums);
+            if self.last {
+                let first = self.tiles.start * 16;
+                let rows = (self.tiles.len() * 16).min(self.finish.rows - first);
+                // SAFETY: this task alone stores these rows and panels.
+                unsafe { self.finish.store(s, sums, first, rows, 2 * pair) };
+            }
+        }
+    }
+}
+
+impl Block<'_> {
+    /// The block's rows times one or two panels, in turns.
+    fn multiply(&self, panels: &[u32], sums: &mut [f32]) {
+        let words = self.w.panel_words();
         let tile_words = self.height * 16;
         let tile_rows = (self.w.depth / STEP) * tile_words;
-        let steps = self.steps.len();
-        let row_blocks = self.tiles.len().div_ceil(ROWS / 16);
-        // Lines of the next pair to fetch per step, so that its turn finds it in L2.
-        let ahead = (2 * 16usize).div_ceil(row_blocks);
-        let mut sums = Aligned([0.0; ROWS * BLOCK]);
-        for pair in self.pairs.clone() {
-            let two = self.w.panels - 2 * pair > 1;
-            let panels = &self.w.words()[2 * pair * words..][..if two { 2 * words } else { words }];
-            let panel = panels[self.steps.start * TILE..].as_ptr();
-            // The next pair may lie past the end: it is only prefetched.
-            let mut next = panel.wrapping_add(2 * words);
-            let mut tile = self.tiles.start;
-            while tile < self.tiles.end {
-                let count = (self.tiles.end - tile).min(ROWS / 16);
-                let a = &self.packed[tile * tile_rows..][..count * tile_rows];
-                let a = a[self.steps.start * tile_words..].as_ptr();
-                let start = if self.last && self.steps.start == 0 {
-                    &mut sums.0[..]
-                } else {
-                    let at = (pair * self.all_tiles + tile) * 16 * BLOCK;
-                    // SAFETY: this task alone has these tiles and panels in this pass.
-                    unsafe { self.sums.range(at, count * 16 * BLOCK) }
-                };
+        let row_blocks = self.tiles.len().div_ceil(2);
+        let turn = if row_blocks < TURN_BLOCKS { self.steps.len() } else { TURN / STEP };
+        let rows = &self.packed[self.tiles.start * tile_rows..][..self.tiles.len() * tile_rows];
+        assert!(sums.len() >= self.tiles.len() * 16 * BLOCK, "room for the sums");
+        assert!(self.steps.end * TILE <= words && !panels.is_empty(), "steps of the panels");
+        // The next pair is fetched into L2 meanwhile, the same steps of it: one panel by the first
+        // half of the row blocks, one by the second. It may lie past the end.
+        let half = row_blocks.div_ceil(2);
+        let ahead = match row_blocks {
+            1 => 32,
+            blocks => 16usize.div_ceil(blocks - half),
+        };
+        for first in self.steps.clone().step_by(turn) {
+            let steps = turn.min(self.steps.end - first);
+            for block in 0..row_blocks {
+                let tile = 2 * block;
+                let (panel, within) = if block < half { (2, block) } else { (3, block - half) };
+                let next = panel * words + first * TILE + within * steps * ahead * 16;
                 let call = Call {
-                    a,
+                    a: rows[tile * tile_rows + first * tile_words..].as_ptr(),
                     a_bytes: tile_rows * 4,
                     a_step: tile_words * 4,
-                    panel,
-                    panel_bytes: if two { words * 4 } else { 0 },
+                    panel: panels[first * TILE..].as_ptr(),
+                    panel_bytes: if panels.len() > words { words * 4 } else { 0 },
                     steps,
-                    sums: start.as_mut_ptr(),
-                    next,
+                    sums: sums[tile * 16 * BLOCK..].as_mut_ptr(),
+                    next: panels.as_ptr().wrapping_add(next),
                     ahead,
                 };
-                // SAFETY: `a` has `count` tiles of rows and the panels `steps` tiles from here;
-                // `start` holds `count` blocks of 16 rows; tiles are configured.
+                // SAFETY: there are one or two tiles of rows and of sums from here, with `steps`
+                // steps, and as many of the panels; tiles are configured by the caller.
                 unsafe {
-                    match (count, self.steps.start > 0) {
+                    match (self.tiles.len() - tile, first > 0) {
                         (1, false) => call.go::<1, 0>(),
-                        (2, false) => call.go::<2, 0>(),
-                        (_, false) => call.go::<3, 0>(),
                         (1, true) => call.go::<1, 1>(),
-                        (2, true) => call.go::<2, 1>(),
-                        (_, true) => call.go::<3, 1>(),
+                        (_, false) => call.go::<2, 0>(),
+                        (_, true) => call.go::<2, 1>(),
                     }
                 }
-                next = next.wrapping_add(steps * ahead * 16);
-                if self.last {
-                    let first = tile * 16;
-                    let have = (count * 16).min(self.finish.rows - first);
-                    // SAFETY: this task alone stores these rows and panels.
-                    unsafe { self.finish.store(s, start, first, have, 2 * pair) };
-                }
-                tile += count;
             }
         }
     }
@@ -288,7 +313,7 @@ impl Call {
         // SAFETY: the caller's word; all tile registers are declared as overwritten.
         unsafe {
             asm!(
-                // Sums: tmm0/1 first tile of rows, tmm2/3 second, tmm4/5 third.
+                // Sums: tmm0/1 of the first tile of rows, tmm2/3 of the second.
                 "mov {i:e}, 128", // bytes from one row of sums to the next
                 ".if {ADD}",
                 "tileloadd tmm0, [{c} + {i}]",
@@ -297,10 +322,6 @@ impl Call {
                 "tileloadd tmm2, [{c} + {i} + 2048]",
                 "tileloadd tmm3, [{c} + {i} + 2112]",
                 ".endif",
-                ".if {M} > 2",
-                "tileloadd tmm4, [{c} + {i} + 4096]",
-                "tileloadd tmm5, [{c} + {i} + 4160]",
-                ".endif",
                 ".else",
                 "tilezero tmm0",
                 "tilezero tmm1",
@@ -308,24 +329,17 @@ impl Call {
                 "tilezero tmm2",
                 "tilezero tmm3",
                 ".endif",
-                ".if {M} > 2",
-                "tilezero tmm4",
-                "tilezero tmm5",
-                ".endif",
                 ".endif",
                 "2:",
-                "tileloadd tmm7, [{b0} + {line}]",
-                "tileloadd tmm6, [{a0} + {line}]",
-                "tdpbf16ps tmm0, tmm6, tmm7",
-                ".if {M} > 1",
-                "tileloadd tmm6, [{a1} + {line}]",
-                "tdpbf16ps tmm2, tmm6, tmm7",
-                ".endif",
-                ".if {M} > 2",
-                "tileloadd tmm6, [{a2} + {line}]",
-                "tdpbf16ps tmm4, tmm6, tmm7",
-                ".endif",
+                "tileloadd tmm4, [{a0} + {line}]",
+                "tileloadd tmm6, [{b0} + {line}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm7, [{b1} + {line}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                ".if {M} > 1",
+                "tileloadd tmm5, [{a1} + {line}]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                ".endif",
                 // Prefetch between the products, as many lines as the caller asked for.
                 "mov {i:e}, {ahead:e}",
                 "3:",
@@ -333,24 +347,13 @@ impl Call {
                 "add {next}, 64",
                 "dec {i:e}",
                 "jnz 3b",
-                ".if {M} > 2",
-                "tdpbf16ps tmm5, tmm6, tmm7",
-                "tileloadd tmm6, [{a1} + {line}]",
-                ".endif",
                 ".if {M} > 1",
-                "tdpbf16ps tmm3, tmm6, tmm7",
-                "tileloadd tmm6, [{a0} + {line}]",
-                ".endif",
-                "tdpbf16ps tmm1, tmm6, tmm7",
-                "add {b0}, 1024",
-                "add {b1}, 1024",
-                "add {a0}, {a_step}",
-                ".if {M} > 1",
+                "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {a1}, {a_step}",
                 ".endif",
-                ".if {M} > 2",
-                "add {a2}, {a_step}",
-                ".endif",
+                "add {a0}, {a_step}",
+                "add {b0}, 1024",
+                "add {b1}, 1024",
                 "dec {n}",
                 "jnz 2b",
                 "mov {i:e}, 128",
@@ -360,17 +363,12 @@ impl Call {
                 "tilestored [{c} + {i} + 2048], tmm2",
                 "tilestored [{c} + {i} + 2112], tmm3",
                 ".endif",
-                ".if {M} > 2",
-                "tilestored [{c} + {i} + 4096], tmm4",
-                "tilestored [{c} + {i} + 4160], tmm5",
-                ".endif",
                 M = const M,
                 ADD = const ADD,
                 c = in(reg) self.sums,
                 line = in(reg) 64usize,
                 a0 = inout(reg) self.a => _,
                 a1 = inout(reg) self.a.wrapping_byte_add(self.a_bytes) => _,
-                a2 = inout(reg) self.a.wrapping_byte_add(2 * self.a_bytes) => _,
                 b0 = inout(reg) self.panel => _,
                 b1 = inout(reg) self.panel.wrapping_byte_add(self.panel_bytes) => _,
                 a_step = in(reg) self.a_step,

@@ -6,19 +6,14 @@ use std::arch::x86_64::*;
 use super::PANEL;
 use super::finish::BLOCK;
 
-/// One row block, `a: [lines][size]` pairs, times one or two panels into `tile: [size, BLOCK]`.
-pub(super) fn multiply(
-    a: &[u32],
-    size: usize,
-    panels: &[u32],
-    words: usize,
-    tile: &mut [f32; 12 * BLOCK],
-) {
+/// One row block, `a: [lines][size]` pairs, times one or two panels into `sums: [size, BLOCK]`.
+pub(super) fn multiply(a: &[u32], size: usize, panels: &[u32], words: usize, sums: &mut [f32]) {
     let lines = words / PANEL;
-    assert!(a.len() >= lines * size && panels.len().is_multiple_of(words.max(1)), "packed sizes");
+    assert!(a.len() >= lines * size, "packed sizes");
+    assert!(panels.len() >= words && sums.len() >= size * BLOCK, "packed sizes");
     // With one panel the second stream repeats the first and its columns are not stored.
     let second = if panels.len() > words { &panels[words..] } else { panels };
-    let (a, b0, b1, out) = (a.as_ptr(), panels.as_ptr(), second.as_ptr(), tile.as_mut_ptr());
+    let (a, b0, b1, out) = (a.as_ptr(), panels.as_ptr(), second.as_ptr(), sums.as_mut_ptr());
     macro_rules! size {
         ($n:literal) => {
             // SAFETY: only `Isa::Avx512Bf16` comes here; sizes are checked above.
@@ -68,7 +63,7 @@ unsafe fn micro<const MR: usize>(
         }
     }
     for (i, acc) in acc.iter().enumerate() {
-        // SAFETY: row `i` of the tile.
+        // SAFETY: row `i` of the sums.
         unsafe {
             _mm512_storeu_ps(out.add(i * BLOCK), acc[0]);
             _mm512_storeu_ps(out.add(i * BLOCK + PANEL), acc[1]);

@@ -25,7 +25,7 @@ pub(crate) use pack::PackedLinear;
 pub(super) use pack::pack;
 
 use super::detect::Isa;
-use super::memory::{Scratch, Shared};
+use super::memory::{ScratchPool, Shared};
 use super::threads::Threads;
 use crate::ops::Activation;
 use finish::Finish;
@@ -40,7 +40,7 @@ const PANEL: usize = 16;
 pub(super) fn run(
     threads: &Threads,
     isa: Isa,
-    scratch: &mut [Scratch; 2],
+    scratch: &ScratchPool,
     w: &PackedLinear,
     x: &[f32],
     act: Activation,
@@ -57,6 +57,6 @@ pub(super) fn run(
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Amx if w.is_bf16 => amx::run(threads, isa, scratch, w, x, &finish),
-        _ => vector::run(threads, isa, &mut scratch[0], w, x, &finish),
+        _ => vector::run(threads, isa, scratch, w, x, &finish),
     }
 }

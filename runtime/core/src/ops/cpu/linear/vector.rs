@@ -2,20 +2,25 @@
 //!
 //! Rows of the input are packed in blocks `[k][rows]`, so that one broadcast feeds the FMAs of two
 //! panels; a block of 12 rows by 32 outputs fills 24 of 32 AVX-512 registers. Row chunks of at most
-//! 1 MiB stay in L2 while the panels stream past.
+//! 1 MiB stay in L2 while the panels stream past. (Turns of some inputs, as with tiles, so that a
+//! part of two panels stays in L1 for all rows, and prefetching the next pair gained nothing.)
 //!
 //! FLOPs: `2 rows inputs outputs`. Bytes: the weights once per row chunk.
 #![allow(unsafe_code, reason = "inner loops over packed panels")]
 
+use std::ops::Range;
+
 use super::finish::{BLOCK, Finish};
 use super::{PANEL, PackedLinear};
 use crate::ops::cpu::detect::Isa;
-use crate::ops::cpu::memory::{Scratch, Shared};
+use crate::ops::cpu::memory::{Scratch, ScratchPool, Shared};
 use crate::ops::cpu::simd::{self, Job, Simd};
 use crate::ops::cpu::threads::Threads;
 
 /// Bytes of packed input that stay in L2 beside a panel.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Rows of a chunk at most: their sums stay in L1.
+const CHUNK_ROWS: usize = 240;
 /// Rows of a block that has a kernel, largest first.
 const SIZES: [usize; 7] = [12, 8, 6, 4, 3, 2, 1];
 
@@ -57,6 +62,18 @@ fn blocks(rows: usize, largest: usize) -> Vec<(usize, usize)> {
 pub(super) fn run(
     threads: &Threads,
     isa: Isa,
+    pool: &ScratchPool,
+    w: &PackedLinear,
+    x: &[f32],
+    finish: &Finish<'_>,
+) {
+    pool.with(|[scratch, _]| run_with(threads, isa, pool, scratch, w, x, finish));
+}
+
+fn run_with(
+    threads: &Threads,
+    isa: Isa,
+    pool: &ScratchPool,
     scratch: &mut Scratch,
     w: &PackedLinear,
     x: &[f32],
@@ -69,7 +86,8 @@ pub(super) fn run(
         _ => Kind::Wide,
     };
     let largest = largest_block(isa);
-    let chunk = (CHUNK_BYTES / (w.depth.max(1) * 4) / largest).max(1) * largest;
+    let chunk = (CHUNK_BYTES / (w.depth.max(1) * 4)).min(CHUNK_ROWS) / largest;
+    let chunk = chunk.max(1) * largest;
     let rows = finish.rows;
     let packed = scratch.take::<u32>(chunk.min(rows) * w.depth);
     for first in (0..rows).step_by(chunk) {
@@ -89,7 +107,12 @@ pub(super) fn run(
         let packed: &[u32] = packed;
         threads.ranges(w.panels.div_ceil(2), 2, &|begin, len| {
             let pairs = begin..begin + len;
-            simd::run(isa, Panels { kind, w, packed, blocks: &blocks, first, pairs, finish });
+            // Outside the job: what a closure holds is compiled without the job's features.
+            pool.with(|[local, _]| {
+                let sums = local.take::<f32>(count * BLOCK);
+                let blocks = &blocks;
+                simd::run(isa, Panels { kind, w, packed, blocks, first, pairs, finish, sums });
+            });
         });
     }
 }
@@ -157,8 +180,10 @@ struct Panels<'a> {
     packed: &'a [u32],
     blocks: &'a [(usize, usize)],
     first: usize,
-    pairs: std::ops::Range<usize>,
+    pairs: Range<usize>,
     finish: &'a Finish<'a>,
+    /// `[rows][BLOCK]`
+    sums: &'a mut [f32],
 }
 
 impl Job for Panels<'_> {
@@ -166,26 +191,27 @@ impl Job for Panels<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let words = self.w.panel_words();
-        let mut tile = [0.0f32; SIZES[0] * BLOCK];
+        let rows = self.sums.len() / BLOCK;
         for pair in self.pairs {
             let count = (self.w.panels - 2 * pair).min(2);
             let panels = &self.w.words()[2 * pair * words..][..count * words];
             for (row, size) in self.blocks {
                 let a = &self.packed[row * self.w.depth..][..size * self.w.depth];
+                let sums = &mut self.sums[row * BLOCK..];
                 match self.kind {
-                    Kind::F32 => multiply::<S, false>(s, a, *size, panels, words, &mut tile),
-                    Kind::Wide => multiply::<S, true>(s, a, *size, panels, words, &mut tile),
+                    Kind::F32 => multiply::<S, false>(s, a, *size, panels, words, sums),
+                    Kind::Wide => multiply::<S, true>(s, a, *size, panels, words, sums),
                     #[cfg(target_arch = "x86_64")]
-                    Kind::Dot => super::dot::multiply(a, *size, panels, words, &mut tile),
+                    Kind::Dot => super::dot::multiply(a, *size, panels, words, sums),
                 }
-                // SAFETY: this task alone stores these panels.
-                unsafe { self.finish.store(s, &tile, self.first + row, *size, 2 * pair) };
             }
+            // SAFETY: this task alone stores these panels.
+            unsafe { self.finish.store(s, self.sums, self.first, rows, 2 * pair) };
         }
     }
 }
 
-/// One row block times one or two panels into `tile: [size, BLOCK]`.
+/// One row block times one or two panels into `sums: [size, BLOCK]`.
 #[inline(always)]
 fn multiply<S: Simd, const BF16: bool>(
     s: S,
@@ -193,11 +219,11 @@ fn multiply<S: Simd, const BF16: bool>(
     size: usize,
     panels: &[u32],
     words: usize,
-    tile: &mut [f32; SIZES[0] * BLOCK],
+    sums: &mut [f32],
 ) {
     let lines = words / PANEL;
-    let depth = if BF16 { 2 * lines } else { lines };
-    assert!(a.len() >= depth * size && panels.len().is_multiple_of(words.max(1)), "packed sizes");
+    assert!(a.len() >= lines * size * if BF16 { 2 } else { 1 }, "packed rows");
+    assert!(panels.len() >= words && sums.len() >= size * BLOCK, "packed panels");
     let a = a.as_ptr().cast::<f32>();
     let two = panels.len() > words;
     // Two vectors side by side: both panels at 16 lanes, the two halves of one panel at 8.
@@ -210,11 +236,11 @@ fn multiply<S: Simd, const BF16: bool>(
             PANEL => base,
             lanes => base.wrapping_add(lanes),
         };
-        let out = tile[i * PANEL..].as_mut_ptr();
+        let out = sums[i * PANEL..].as_mut_ptr();
         macro_rules! size {
             ($n:literal) => {
-                // SAFETY: `a` has `depth` groups of `size` values, both streams have `lines`
-                // lines, and the tile has `size` rows of `BLOCK` columns.
+                // SAFETY: `a` has groups of `size` values for every line, both streams have
+                // `lines` lines, and the sums have `size` rows of `BLOCK` columns.
                 unsafe { micro::<S, $n, BF16>(s, lines, a, base, second, out) }
             };
         }
@@ -251,7 +277,7 @@ unsafe fn micro<S: Simd, const MR: usize, const BF16: bool>(
         // SAFETY: the caller's word on all three.
         unsafe {
             let (p0, p1) = (b0.add(k * PANEL), b1.add(k * PANEL));
-            if MR <= 4 {
+            if MR <= 8 {
                 // Few rows are bound by memory; 2 KiB ahead was the best of 0, 2, 4 and 8.
                 s.prefetch(p0.wrapping_add(512));
                 s.prefetch(p1.wrapping_add(512));
@@ -275,7 +301,7 @@ unsafe fn micro<S: Simd, const MR: usize, const BF16: bool>(
         }
     }
     for (i, acc) in acc.iter().enumerate() {
-        // SAFETY: row `i` of the tile.
+        // SAFETY: row `i` of the sums.
         unsafe {
             s.store(out.add(i * BLOCK), acc[0]);
             s.store(out.add(i * BLOCK + S::LANES), acc[1]);

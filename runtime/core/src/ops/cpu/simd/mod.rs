@@ -85,7 +85,7 @@ pub(super) trait Simd: Copy {
     /// The sum of the lanes, in a fixed order.
     fn sum(self, a: Self::F) -> f32;
 
-    /// `2^x` for `x <= 0` or NaN; zero for very negative `x`, `-inf` included.
+    /// `2^x` for `x <= 0` or NaN, to 17 bits; zero from -126 down, `-inf` included.
     #[inline(always)]
     fn exp2_negative(self, x: Self::F) -> Self::F {
         self.exp(self.mul(x, self.splat(std::f32::consts::LN_2)))
@@ -100,7 +100,7 @@ pub(super) trait Simd: Copy {
         let floor = self.splat(-87.3);
         let v = self.max(self.min(x, self.splat(88.0)), floor);
         let n = self.round(self.mul(v, self.splat(std::f32::consts::LOG2_E)));
-        let r = self.fma(n, self.splat(-0.693_359_375), v);
+        let r = self.fma(n, self.splat(-0.693_359_4), v);
         let r = self.fma(n, self.splat(2.121_944_4e-4), r);
         let mut p = self.splat(1.987_569_1e-4);
         for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
@@ -139,7 +139,7 @@ pub(super) trait Simd: Copy {
             -2.101_024e-6,
             -5.692_506_4e-5,
             -7.349_906_3e-4,
-            -2.954_599_8e-3,
+            -2.954_6e-3,
             -1.609_603_3e-2,
         ] {
             p = self.fma(p, x2, self.splat(c));

@@ -1,0 +1,110 @@
+//! The signals of a layer: what the attention is asked for, and where the answers go.
+//!
+//! Invariants
+//! - Softmax ran over all keys, the class token's included; its column (and the map's row) is
+//!   dropped afterwards and nothing is renormalised.
+//! - Answers stand in the processor's order of patches, whatever order the rows ran in.
+//! - A value that is not finite is an error that names signal and layer.
+
+use ndarray::{Array1, Array2};
+use secateur_core::error::RunError;
+use secateur_core::ops::{Queries, ScoreRequest};
+use secateur_core::signal::{CropSignals, Signal};
+
+use super::block::Reported;
+
+/// A matrix from row-major values of that many elements.
+pub(super) fn matrix(rows: usize, cols: usize, values: Vec<f32>) -> Array2<f32> {
+    debug_assert_eq!(values.len(), rows * cols);
+    Array2::from_shape_vec((rows, cols), values).unwrap_or_else(|_| Array2::zeros((rows, cols)))
+}
+
+/// The signals of one layer, as requests to the attention.
+pub(super) struct Asked {
+    layer: usize,
+    signals: Vec<Signal>,
+    /// Score rows to report of every crop.
+    pub(super) requests: Vec<ScoreRequest>,
+    /// The signal that asks for keys, if one does.
+    pub(super) keys: Option<Signal>,
+}
+
+impl Asked {
+    pub(super) fn new(layer: usize, signals: &[Signal]) -> Self {
+        let mut asked = Self { layer, signals: Vec::new(), requests: Vec::new(), keys: None };
+        for signal in signals.iter().filter(|s| s.encoder_layer() == Some(layer)) {
+            let request = match signal {
+                Signal::ClsAttention { .. } => {
+                    ScoreRequest { queries: Queries::Listed(vec![0]), mean: true }
+                }
+                Signal::ColumnMean { .. } => ScoreRequest { queries: Queries::All, mean: true },
+                Signal::EncoderMap { .. } => ScoreRequest { queries: Queries::All, mean: false },
+                _ => {
+                    asked.keys = Some(*signal);
+                    continue;
+                }
+            };
+            asked.signals.push(*signal);
+            asked.requests.push(request);
+        }
+        asked
+    }
+
+    /// Files what a layer reported: the class token's columns (and the map's row) dropped, rows
+    /// back in the processor's order. `order[place]` is the row at a place.
+    pub(super) fn take(
+        &self,
+        reported: Reported,
+        class: usize,
+        per_crop: usize,
+        order: Option<&[u32]>,
+        out: &mut [CropSignals],
+    ) -> Result<(), RunError> {
+        let place = |i: usize| order.map_or(i, |o| o[i] as usize);
+        let patches = per_crop - class;
+        let finite = |signal: &Signal, values: &[f32]| {
+            if values.iter().all(|v| v.is_finite()) {
+                return Ok(());
+            }
+            Err(RunError::NonFinite { signal: signal.to_string(), layer: self.layer })
+        };
+        if !self.signals.is_empty() {
+            for (crop, vectors) in out.iter_mut().zip(reported.scores) {
+                for (signal, values) in self.signals.iter().zip(vectors) {
+                    finite(signal, &values)?;
+                    if let Signal::EncoderMap { .. } = signal {
+                        let mut map = Array2::zeros((patches, patches));
+                        for q in 0..patches {
+                            for k in 0..patches {
+                                map[[place(q), place(k)]] =
+                                    values[(q + class) * per_crop + k + class];
+                            }
+                        }
+                        crop.matrices.insert(*signal, map);
+                    } else {
+                        let mut vector = Array1::zeros(patches);
+                        for k in 0..patches {
+                            vector[place(k)] = values[k + class];
+                        }
+                        crop.vectors.insert(*signal, vector);
+                    }
+                }
+            }
+        }
+        if let (Some(signal), Some(keys)) = (self.keys, reported.keys) {
+            finite(&signal, &keys)?;
+            let width = keys.len() / (out.len() * per_crop).max(1);
+            for (crop, rows) in out.iter_mut().zip(keys.chunks_exact(per_crop * width)) {
+                let mut matrix = Array2::zeros((per_crop, width));
+                for (i, row) in rows.chunks_exact(width).enumerate() {
+                    let to = if order.is_some() { place(i) } else { i };
+                    for (c, v) in row.iter().enumerate() {
+                        matrix[[to, c]] = *v;
+                    }
+                }
+                crop.matrices.insert(signal, matrix);
+            }
+        }
+        Ok(())
+    }
+}

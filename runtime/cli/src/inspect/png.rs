@@ -1,0 +1,380 @@
+//! The montage: one row of panels for what is kept, one for what it was ranked by.
+//!
+//! ```text
+//! | picture | after stage 1 | after stage 2 | ...
+//! | key     | scores 1      | scores 2      | ...
+//! ```
+
+use anyhow::{Context, Result};
+use image::{ImageEncoder, RgbImage, imageops};
+use secateur::{Clip, Rect};
+
+use super::colour::{self, Rgb, grey, heat, mix};
+use super::{Fate, Scene, View, font, score_range};
+
+/// Width and height that a panel's picture is scaled to fit in, pixels.
+const PANEL: u32 = 400;
+/// Between panels, pixels.
+const GAP: u32 = 16;
+/// Two lines of text above a panel, pixels.
+const HEAD: u32 = 44;
+
+/// The montage as a PNG file.
+///
+/// # Errors
+/// A montage too large for the format.
+pub(crate) fn montage(scene: &Scene) -> Result<Vec<u8>> {
+    let canvas = draw(scene);
+    let mut bytes = Vec::new();
+    image::codecs::png::PngEncoder::new(&mut bytes)
+        .write_image(
+            canvas.as_raw(),
+            canvas.width(),
+            canvas.height(),
+            image::ExtendedColorType::Rgb8,
+        )
+        .context("the montage cannot be written as PNG")?;
+    Ok(bytes)
+}
+
+/// The picture of a clip, scaled to a panel.
+pub(crate) fn scaled(clip: &Clip, within: u32) -> RgbImage {
+    let (width, height) = (clip.width(), clip.height());
+    let Some(frame) = RgbImage::from_raw(width, height, clip.frames()[0].rgb.to_vec()) else {
+        return RgbImage::new(1, 1);
+    };
+    let scale = f64::from(within) / f64::from(width.max(height));
+    let side = |pixels: u32| ((f64::from(pixels) * scale).round() as u32).clamp(1, within);
+    // Small pictures grow in blocks, so that their pixels can be told apart.
+    let filter =
+        if scale > 1.0 { imageops::FilterType::Nearest } else { imageops::FilterType::Triangle };
+    imageops::resize(&frame, side(width), side(height), filter)
+}
+
+struct Canvas {
+    image: RgbImage,
+}
+
+impl Canvas {
+    fn text(&mut self, x: u32, y: u32, text: &str, colour: Rgb, width: u32) {
+        let room = (width / font::ADVANCE) as usize;
+        let mut shown: String = text.chars().take(room).collect();
+        if text.chars().count() > room && room > 2 {
+            shown = text.chars().take(room - 2).collect::<String>() + "..";
+        }
+        let image = &mut self.image;
+        font::draw(&shown, |dx, dy, coverage| {
+            let (px, py) = (x + dx, y + dy);
+            if px < image.width() && py < image.height() {
+                let pixel = image.get_pixel_mut(px, py);
+                pixel.0 = mix(pixel.0, colour, f32::from(coverage) / 255.0);
+            }
+        });
+    }
+
+    fn paste(&mut self, picture: &RgbImage, x: u32, y: u32) {
+        imageops::replace(&mut self.image, picture, i64::from(x), i64::from(y));
+    }
+
+    fn fill(&mut self, x: u32, y: u32, width: u32, height: u32, colour: Rgb) {
+        for py in y..(y + height).min(self.image.height()) {
+            for px in x..(x + width).min(self.image.width()) {
+                self.image.put_pixel(px, py, image::Rgb(colour));
+            }
+        }
+    }
+}
+
+fn draw(scene: &Scene) -> RgbImage {
+    let panels: Vec<RgbImage> = scene.clips.iter().map(|c| scaled(c, PANEL)).collect();
+    let columns = scene.stages.len() as u32 + 1;
+    let heights: Vec<u32> = scene
+        .views
+        .iter()
+        .map(|v| panels.get(v.picture).map_or(PANEL, RgbImage::height).max(150))
+        .collect();
+    let width = (columns * (PANEL + GAP) + GAP).max(2 * (PANEL + GAP) + GAP);
+    let top = GAP + HEAD;
+    let has_scores = |v: &View| (0..scene.stages.len()).any(|s| score_range(v, s).is_some());
+    let height: u32 = top
+        + scene
+            .views
+            .iter()
+            .zip(&heights)
+            .map(|(v, h)| (h + HEAD + GAP) * if has_scores(v) { 2 } else { 1 })
+            .sum::<u32>()
+        + key_height();
+    let mut canvas =
+        Canvas { image: RgbImage::from_pixel(width, height, image::Rgb(colour::GROUND)) };
+    canvas.text(GAP, GAP, &format!("{}   {}", scene.model, scene.chain), colour::INK, width - GAP);
+    let answer = format!("{}  {}", scene.question, scene.answer);
+    canvas.text(GAP, GAP + 22, &answer.replace('\n', " "), colour::FAINT, width - GAP);
+    let mut y = top;
+    for (view, &panel_height) in scene.views.iter().zip(&heights) {
+        let Some(picture) = panels.get(view.picture) else { continue };
+        let clip = &scene.clips[view.picture];
+        let scale = f64::from(picture.width()) / f64::from(clip.width());
+        head(&mut canvas, GAP, y, &view.label, &format!("{} visual tokens", view.cells.len()));
+        canvas.paste(picture, GAP, y + HEAD);
+        for (s, stage) in scene.stages.iter().enumerate() {
+            let x = GAP + (s as u32 + 1) * (PANEL + GAP);
+            let there = view.cells.iter().filter(|c| c.fates[s].is_there()).count();
+            let share = 100.0 * there as f64 / view.cells.len().max(1) as f64;
+            head(
+                &mut canvas,
+                x,
+                y,
+                &format!("{}. {} at {}", s + 1, stage.name, stage.site),
+                &format!("{there} of {} left ({share:.0} %)", view.cells.len()),
+            );
+            let mut panel = picture.clone();
+            kept_panel(&mut panel, view, s, scale);
+            canvas.paste(&panel, x, y + HEAD);
+        }
+        y += panel_height + HEAD + GAP;
+        if !has_scores(view) {
+            continue;
+        }
+        for s in 0..scene.stages.len() {
+            let x = GAP + (s as u32 + 1) * (PANEL + GAP);
+            let Some((low, high)) = score_range(view, s) else {
+                head(&mut canvas, x, y, "no scores", "this stage ranks nothing");
+                continue;
+            };
+            head(&mut canvas, x, y, &format!("scores of {}", scene.stages[s].name), "");
+            scale_bar(&mut canvas, x, y + 20, low, high);
+            let mut panel = picture.clone();
+            heat_panel(&mut panel, view, s, scale, (low, high));
+            canvas.paste(&panel, x, y + HEAD);
+        }
+        y += panel_height + HEAD + GAP;
+    }
+    key(&mut canvas, y);
+    canvas.image
+}
+
+fn head(canvas: &mut Canvas, x: u32, y: u32, title: &str, note: &str) {
+    canvas.text(x, y, title, colour::INK, PANEL);
+    canvas.text(x, y + 20, note, colour::FAINT, PANEL);
+}
+
+/// Pixel bounds of a cell on a panel, cut to it.
+fn bounds(rect: &Rect, scale: f64, panel: &RgbImage) -> Option<(u32, u32, u32, u32)> {
+    let at = |v: f64, most: u32| (v * scale).round().clamp(0.0, f64::from(most)) as u32;
+    let (x0, x1) = (at(rect.x, panel.width()), at(rect.x + rect.width, panel.width()));
+    let (y0, y1) = (at(rect.y, panel.height()), at(rect.y + rect.height, panel.height()));
+    (x0 < x1 && y0 < y1).then_some((x0, y0, x1, y1))
+}
+
+fn shade(panel: &mut RgbImage, (x0, y0, x1, y1): (u32, u32, u32, u32), f: impl Fn(Rgb) -> Rgb) {
+    for y in y0..y1 {
+        for x in x0..x1 {
+            let pixel = panel.get_pixel_mut(x, y);
+            pixel.0 = f(pixel.0);
+        }
+    }
+}
+
+fn kept_panel(panel: &mut RgbImage, view: &View, stage: usize, scale: f64) {
+    // What no cell covers (cropped away by the processor) the model never saw.
+    let whole = (0, 0, panel.width(), panel.height());
+    let picture = panel.clone();
+    shade(panel, whole, |c| mix(grey(c), colour::GROUND, 0.92));
+    for cell in &view.cells {
+        let Some(place) = bounds(&cell.rect, scale, panel) else { continue };
+        let fate = cell.fates[stage];
+        for y in place.1..place.3 {
+            for x in place.0..place.2 {
+                let c = picture.get_pixel(x, y).0;
+                panel.get_pixel_mut(x, y).0 = match fate {
+                    Fate::Kept => c,
+                    Fate::Carries => mix(c, colour::CARRIES, 0.18),
+                    Fate::Absorbed => {
+                        mix(mix(grey(c), colour::GROUND, 0.55), colour::ABSORBED, 0.45)
+                    }
+                    Fate::Dropped => mix(grey(c), colour::GROUND, 0.72),
+                    Fate::Gone => mix(grey(c), colour::GROUND, 0.86),
+                };
+            }
+        }
+    }
+    edges(panel, view, stage, scale);
+}
+
+/// Outlines what is left: a bright line where a cell that is there meets one that is not.
+fn edges(panel: &mut RgbImage, view: &View, stage: usize, scale: f64) {
+    use std::collections::BTreeSet;
+    let key = |rect: &Rect| (rect.x.round() as i64, rect.y.round() as i64);
+    let there: BTreeSet<(i64, i64)> =
+        view.cells.iter().filter(|c| c.fates[stage].is_there()).map(|c| key(&c.rect)).collect();
+    for cell in view.cells.iter().filter(|c| c.fates[stage].is_there()) {
+        let Some((x0, y0, x1, y1)) = bounds(&cell.rect, scale, panel) else { continue };
+        let rect = cell.rect;
+        let carries = cell.fates[stage] == Fate::Carries;
+        let line = if carries { colour::CARRIES } else { colour::EDGE };
+        let is_there = |dx: f64, dy: f64| {
+            let next = Rect { x: rect.x + dx * rect.width, y: rect.y + dy * rect.height, ..rect };
+            let (x, y) = key(&next);
+            // Rounding may put the neighbour one pixel off.
+            (-1..=1).any(|i| (-1..=1).any(|j| there.contains(&(x + i, y + j))))
+        };
+        let sides = [
+            (-1.0, 0.0, (x0, y0, x0 + 1, y1)),
+            (1.0, 0.0, (x1 - 1, y0, x1, y1)),
+            (0.0, -1.0, (x0, y0, x1, y0 + 1)),
+            (0.0, 1.0, (x0, y1 - 1, x1, y1)),
+        ];
+        for (dx, dy, place) in sides {
+            if carries || !is_there(dx, dy) {
+                shade(panel, place, |c| mix(c, line, 0.85));
+            }
+        }
+    }
+}
+
+fn heat_panel(panel: &mut RgbImage, view: &View, stage: usize, scale: f64, range: (f32, f32)) {
+    let whole = (0, 0, panel.width(), panel.height());
+    shade(panel, whole, |c| mix(grey(c), colour::GROUND, 0.6));
+    for cell in &view.cells {
+        let (Some(score), Some(place)) = (cell.scores[stage], bounds(&cell.rect, scale, panel))
+        else {
+            continue;
+        };
+        let tint = heat(share(score, range));
+        shade(panel, place, |c| mix(grey(c), tint, 0.78));
+    }
+    edges(panel, view, stage, scale);
+}
+
+/// Where a score lies in the range that colours are spread over.
+fn share(score: f32, (low, high): (f32, f32)) -> f32 {
+    if high > low { ((score - low) / (high - low)).clamp(0.0, 1.0) } else { 0.5 }
+}
+
+fn scale_bar(canvas: &mut Canvas, x: u32, y: u32, low: f32, high: f32) {
+    let (left, right) = (short(low), short(high));
+    let room = |text: &str| text.len() as u32 * font::ADVANCE;
+    canvas.text(x, y, &left, colour::FAINT, PANEL);
+    let start = x + room(&left) + 6;
+    let end = x + PANEL - room(&right) - 6;
+    for i in 0..end.saturating_sub(start) {
+        let tint = heat(i as f32 / (end - start) as f32);
+        canvas.fill(start + i, y + 2, 1, font::HEIGHT - 4, tint);
+    }
+    canvas.text(end + 6, y, &right, colour::FAINT, PANEL);
+}
+
+/// A score in few characters.
+pub(crate) fn short(score: f32) -> String {
+    let size = score.abs();
+    if score == 0.0 {
+        "0".to_owned()
+    } else if (0.01..1000.0).contains(&size) {
+        format!("{score:.3}")
+    } else {
+        format!("{score:.1e}")
+    }
+}
+
+const KEY: [(&str, Fate); 5] = [
+    ("kept", Fate::Kept),
+    ("kept, carries others", Fate::Carries),
+    ("merged into another", Fate::Absorbed),
+    ("dropped by this stage", Fate::Dropped),
+    ("dropped before", Fate::Gone),
+];
+
+fn key_height() -> u32 {
+    KEY.len() as u32 * 24 + GAP
+}
+
+fn key(canvas: &mut Canvas, y: u32) {
+    let sample: Rgb = [96, 168, 220];
+    for (i, (name, fate)) in KEY.iter().enumerate() {
+        let y = y + i as u32 * 24;
+        let tint = match fate {
+            Fate::Kept => sample,
+            Fate::Carries => mix(sample, colour::CARRIES, 0.18),
+            Fate::Absorbed => mix(mix(grey(sample), colour::GROUND, 0.55), colour::ABSORBED, 0.45),
+            Fate::Dropped => mix(grey(sample), colour::GROUND, 0.72),
+            Fate::Gone => mix(grey(sample), colour::GROUND, 0.86),
+        };
+        let line = match fate {
+            Fate::Kept => colour::EDGE,
+            Fate::Carries => colour::CARRIES,
+            _ => tint,
+        };
+        canvas.fill(GAP, y, 18, 18, line);
+        canvas.fill(GAP + 2, y + 2, 14, 14, tint);
+        canvas.text(GAP + 28, y + 2, name, colour::INK, PANEL);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::inspect::{Cell, Stage};
+
+    /// A picture of 40 x 40 pixels under 2 x 2 cells, of which one stage keeps the first.
+    pub(crate) fn scene() -> Scene {
+        let rgb: Vec<u8> = (0..40 * 40).flat_map(|_| [200, 40, 40]).collect();
+        let cells = (0..4u32)
+            .map(|i| Cell {
+                index: i,
+                row: i / 2,
+                col: i % 2,
+                rect: Rect {
+                    x: f64::from(i % 2) * 20.0,
+                    y: f64::from(i / 2) * 20.0,
+                    width: 20.0,
+                    height: 20.0,
+                },
+                fates: vec![if i == 0 { Fate::Kept } else { Fate::Dropped }],
+                scores: vec![Some(i as f32)],
+                carried_by: None,
+            })
+            .collect();
+        Scene {
+            clips: vec![Clip::picture("p", 40, 40, rgb).unwrap()],
+            question: "What?".into(),
+            answer: "A </script><b>red</b> square & more".into(),
+            model: "m".into(),
+            chain: "random:keep=1".into(),
+            visual_in: 4,
+            stages: vec![Stage {
+                name: "random".into(),
+                site: "input".into(),
+                before: 4,
+                kept: 1,
+                ms: 0.1,
+                without_cell: 0,
+            }],
+            views: vec![View { picture: 0, label: "picture 1".into(), cells }],
+        }
+    }
+
+    #[test]
+    fn what_is_kept_keeps_its_colours_and_the_rest_loses_them() {
+        let scene = scene();
+        let canvas = draw(&scene);
+        let x = GAP + PANEL + GAP;
+        let y = GAP + HEAD + HEAD;
+        assert_eq!(canvas.get_pixel(x + 100, y + 100).0, [200, 40, 40]);
+        let [r, g, b] = canvas.get_pixel(x + 300, y + 100).0;
+        assert!(r.abs_diff(g) < 12 && g.abs_diff(b) < 12 && r < 80, "{r} {g} {b}");
+    }
+
+    #[test]
+    fn a_montage_is_a_png() {
+        let bytes = montage(&scene()).unwrap();
+        let image = image::load_from_memory(&bytes).unwrap();
+        assert!(image.width() > 2 * PANEL && image.height() > PANEL);
+    }
+
+    #[test]
+    fn scores_are_short() {
+        assert_eq!(short(0.0), "0");
+        assert_eq!(short(0.12345), "0.123");
+        assert_eq!(short(1.5e-5), "1.5e-5");
+    }
+}

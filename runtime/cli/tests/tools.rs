@@ -1,0 +1,277 @@
+//! The other commands through the real program.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use support::{pictures, put, run, secateur, texts};
+
+#[test]
+fn ask_streams_an_answer_and_tells_what_it_cost() {
+    let folder = pictures(1);
+    let args = ["ask", "--image", "in/000.png", "Describe the image.", "--max-tokens", "6"];
+    let (code, out, err) = texts(&run(folder.path(), &args));
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.trim().len() > 1 && out.ends_with('\n'), "{out:?}");
+    let stats = [&args[..], &["--stats", "--prune", "vtc_cls:keep=16"]].concat();
+    let (code, _, err) = texts(&run(folder.path(), &stats));
+    assert_eq!(code, 0);
+    for word in ["encode", "prune", "prefill", "decode", "vtc_cls", "16", "memory", "tokens"] {
+        assert!(err.contains(word), "{word}: {err}");
+    }
+    let (code, json, _) = texts(&run(folder.path(), &[&args[..], &["--json"]].concat()));
+    assert_eq!(code, 0);
+    let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(value["schema"], "secateur.answer/1");
+    assert_eq!(value["text"].as_str().unwrap().trim(), out.trim());
+}
+
+#[test]
+fn ask_reads_a_picture_from_stdin() {
+    use std::process::Stdio;
+    let folder = pictures(1);
+    let picture = fs::File::open(folder.path().join("in/000.png")).unwrap();
+    let ended = secateur(folder.path())
+        .args(["ask", "-a", "-", "What?", "--max-tokens", "2"])
+        .stdin(Stdio::from(picture))
+        .output()
+        .unwrap();
+    assert_eq!(texts(&ended).0, 0, "{}", texts(&ended).2);
+}
+
+#[test]
+fn explain_says_the_same_of_text_and_file() {
+    let folder = pictures(0);
+    let toml = "[[stage]]\ntype = \"vtc_cls\"\nkeep = 64\n\n[[stage]]\ntype = \"fastv\"\nlayer = 2\nkeep = 0.5\n";
+    put(&folder.path().join("chain.toml"), toml.as_bytes());
+    let inline =
+        run(folder.path(), &["explain", "--prune", "vtc_cls:keep=64,fastv:layer=2:keep=0.5"]);
+    let file = run(folder.path(), &["explain", "--prune", "chain.toml"]);
+    let (code, out, err) = texts(&inline);
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(out, texts(&file).1);
+    for word in ["encoder", "decoder(2)", "64 -> 32"] {
+        assert!(out.contains(word), "{out}");
+    }
+    let json = run(folder.path(), &["explain", "--json", "--prune", "chain.toml"]);
+    let value: serde_json::Value = serde_json::from_str(&texts(&json).1).unwrap();
+    assert_eq!(value["stages"][1]["tokens_kept"], 32);
+}
+
+#[test]
+fn a_chain_that_does_not_fit_is_a_usage_error_that_says_why() {
+    let folder = pictures(1);
+    for (chain, word) in [
+        ("fastv:layer=400:keep=0.5", "layers 1 to"),
+        ("vtc_cls:kep=3", "keep"),
+        ("vct_cls:keep=3", "vtc_cls"),
+        ("fastv:layer=2:keep=8,vtc_cls:keep=4", "order"),
+        ("no/such/chain.toml", "chain.toml"),
+    ] {
+        for command in ["explain", "caption"] {
+            let mut args = vec![command, "--prune", chain];
+            if command == "caption" {
+                args.extend(["in", "--format", "jsonl"]);
+            }
+            let (code, out, err) = texts(&run(folder.path(), &args));
+            assert_eq!((code, out.as_str()), (2, ""), "{chain}");
+            assert!(err.contains(word), "{chain}: {err}");
+        }
+    }
+}
+
+#[test]
+fn inspect_draws_a_picture_and_a_page() {
+    let folder = pictures(1);
+    for name in ["map.png", "map.html"] {
+        let args = [
+            "inspect",
+            "--image",
+            "in/000.png",
+            "--prune",
+            "vtc_cls:keep=64,fastv:layer=2:keep=16",
+            "--max-tokens",
+            "4",
+            "--out",
+            name,
+        ];
+        let (code, out, err) = texts(&run(folder.path(), &args));
+        assert_eq!((code, out.as_str()), (0, ""), "{err}");
+        assert!(err.contains("vtc_cls at encoder"), "{err}");
+    }
+    let png = image::open(folder.path().join("map.png")).unwrap();
+    assert!(png.width() > 1000);
+    let html = fs::read_to_string(folder.path().join("map.html")).unwrap();
+    assert!(html.contains("data:image/jpeg;base64,") && html.ends_with("</html>\n"));
+    let (code, _, err) =
+        texts(&run(folder.path(), &["inspect", "--image", "in/000.png", "--out", "map.bmp"]));
+    assert_eq!(code, 2);
+    assert!(err.contains(".png or .html"), "{err}");
+}
+
+#[test]
+fn trace_writes_tensors_under_the_golden_names() {
+    let folder = pictures(1);
+    let args = [
+        "trace",
+        "--dtype",
+        "f32",
+        "--image",
+        "in/000.png",
+        "--prompt",
+        "What?",
+        "--max-tokens",
+        "3",
+        "--ignore-eos",
+        "--prune",
+        "vtc_cls:keep=16",
+        "--out",
+        "t.safetensors",
+    ];
+    let (code, _, err) = texts(&run(folder.path(), &args));
+    assert_eq!(code, 0, "{err}");
+    let bytes = fs::read(folder.path().join("t.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let shape = |name: &str| file.tensor(name).unwrap().shape().to_vec();
+    assert_eq!(shape("stage.0.kept"), [16]);
+    assert_eq!(shape("greedy_ids"), [3]);
+    assert_eq!(shape("layer.0.kv_len"), [1]);
+    for name in ["encoder.hidden", "encoder.tokens", "input_ids", "logits", "stage.0.scores"] {
+        assert!(file.tensor(name).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn a_model_folder_that_lies_is_an_error_that_names_file_and_field() {
+    let folder = pictures(1);
+    let model = folder.path().join("model");
+    fs::create_dir(&model).unwrap();
+    let ask = |word: &str| {
+        let args = ["ask", "-m", "./model", "--image", "in/000.png", "What?"];
+        let (code, out, err) = texts(&run(folder.path(), &args));
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        assert!(err.contains(word), "{word}: {err}");
+    };
+    ask("config.json");
+    put(&model.join("config.json"), b"{\"model_type\": \"nothing_known\"}");
+    ask("nothing_known");
+    put(&model.join("config.json"), b"{ not json");
+    ask("config.json");
+    let (code, _, err) = texts(&run(folder.path(), &["ask", "-m", "./gone", "What?"]));
+    assert_eq!(code, 1);
+    assert!(err.contains("gone"), "{err}");
+}
+
+#[test]
+fn models_lists_families_and_describes_folders() {
+    let folder = pictures(0);
+    let (code, out, _) = texts(&run(folder.path(), &["models"]));
+    assert_eq!(code, 0);
+    assert!(out.contains("LLaVA-1.5") && out.contains("llava"), "{out}");
+    let (code, out, _) = texts(&run(folder.path(), &["models", "--json"]));
+    assert_eq!(code, 0);
+    let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(value["families"].as_array().is_some_and(|f| !f.is_empty()));
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/embedded");
+    let (code, out, err) = texts(&run(folder.path(), &["models", &golden.display().to_string()]));
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("vision tower") && out.contains("visual tokens"), "{out}");
+}
+
+#[test]
+fn tokens_are_counted() {
+    let folder = pictures(1);
+    let args = ["tokens", "--image", "in/000.png", "--size", "640x480", "--json"];
+    let (code, out, err) = texts(&run(folder.path(), &args));
+    assert_eq!(code, 0, "{err}");
+    let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert!(value["pictures"][0]["tokens"].as_u64().is_some_and(|n| n >= 256));
+    assert_eq!(value["pictures"][1]["width"], 640);
+}
+
+#[test]
+fn settings_come_from_flag_then_environment_then_file() {
+    let folder = pictures(0);
+    put(&folder.path().join("secateur.toml"), b"max_tokens = 7\n[caption]\nbatch_size = 3\n");
+    let show = |environment: &[(&str, &str)]| {
+        let ended = secateur(folder.path())
+            .args(["config", "show", "--origin"])
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        let (code, out, err) = texts(&ended);
+        assert_eq!(code, 0, "{err}");
+        out.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let lines = show(&[]);
+    for line in
+        ["batch_size = 3 secateur.toml", "max_tokens = 7 secateur.toml", "top_p = 1 default"]
+    {
+        assert!(lines.contains(&line.to_owned()), "{line}: {lines:#?}");
+    }
+    let lines = show(&[("SECATEUR_BATCH_SIZE", "5")]);
+    assert!(lines.contains(&"batch_size = 5 SECATEUR_BATCH_SIZE".to_owned()), "{lines:#?}");
+
+    put(&folder.path().join("secateur.toml"), b"max_tokns = 7\n");
+    let (code, _, err) = texts(&run(folder.path(), &["caption", "in"]));
+    assert_eq!(code, 2);
+    assert!(err.contains("did you mean `max_tokens`"), "{err}");
+}
+
+#[test]
+fn a_named_file_wins_over_the_local_one() {
+    let folder = pictures(0);
+    put(&folder.path().join("secateur.toml"), b"max_tokens = 7\n");
+    put(&folder.path().join("other.toml"), b"max_tokens = 9\n");
+    let args = ["config", "show", "--origin", "--config", "other.toml"];
+    let (code, out, _) = texts(&run(folder.path(), &args));
+    assert_eq!(code, 0);
+    assert!(
+        out.lines()
+            .any(|l| l.starts_with("max_tokens") && l.contains("9") && l.contains("other.toml"))
+    );
+}
+
+#[test]
+fn completions_exist_for_the_usual_shells() {
+    let folder = pictures(0);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let (code, out, _) = texts(&run(folder.path(), &["completions", shell]));
+        assert_eq!(code, 0);
+        assert!(out.contains("caption"), "{shell}");
+    }
+}
+
+#[test]
+fn version_and_help_go_to_stdout() {
+    let folder = pictures(0);
+    let (code, out, _) = texts(&run(folder.path(), &["--version"]));
+    assert_eq!(code, 0);
+    assert!(out.starts_with(concat!("secateur ", env!("CARGO_PKG_VERSION"))), "{out}");
+    assert!(out.contains("kernels") && out.contains("features"), "{out}");
+    let (code, out, _) = texts(&run(folder.path(), &["--help"]));
+    assert_eq!(code, 0);
+    assert!(out.contains("secateur caption PICTURES/"), "{out}");
+    let (code, out, err) = texts(&run(folder.path(), &["capton"]));
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.contains("caption"), "{err}");
+}
+
+#[test]
+fn colours_obey_the_environment() {
+    let folder = pictures(0);
+    let coloured = |environment: &[(&str, &str)], args: &[&str]| {
+        let ended = secateur(folder.path())
+            .args(["inspect", "--image", "x", "--out", "x.bmp"])
+            .args(args)
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap();
+        texts(&ended).2.contains('\u{1b}')
+    };
+    assert!(!coloured(&[], &[]), "no colours without a terminal");
+    assert!(coloured(&[("CLICOLOR_FORCE", "1")], &[]));
+    assert!(!coloured(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], &[]));
+    assert!(coloured(&[("NO_COLOR", "1")], &["--color", "always"]));
+}
