@@ -12,7 +12,7 @@ from vocabulary import BOS
 
 TEXT_LENGTH = 160
 KEPT_CHOICES = (32, 80, VISUAL_TOKENS)
-KEPT_SHARES = (0.35, 0.4, 0.25)
+KEPT_SHARES = (0.55, 0.30, 0.15)
 NO_LABEL = -100
 
 
@@ -119,7 +119,7 @@ def decode(language_model, embedded, mask, positions):
     return language_model.norm(hidden)
 
 
-def answer_loss(model, projected, chosen, sequences: Sequences, compact: bool, device: str, run=decode):
+def answer_loss(model, projected, chosen, sequences: Sequences, compact: bool, device: str):
     """Cross-entropy of the answers, and the share of answer tokens that are guessed right."""
     language_model = model.model.language_model
     table = language_model.embed_tokens.weight
@@ -129,7 +129,7 @@ def answer_loss(model, projected, chosen, sequences: Sequences, compact: bool, d
     embedded = torch.cat([prefix, visual.float(), text], dim=1)
     mask = attention_mask_of(sequences, chosen.shape[1]).to(device)
     positions = positions_of(sequences, chosen, compact).to(device)
-    hidden = run(language_model, embedded, mask, positions)[:, -TEXT_LENGTH:]
+    hidden = decode(language_model, embedded, mask, positions)[:, -TEXT_LENGTH:]
     labels = sequences.labels.to(device)
     wanted = labels != NO_LABEL
     logits = (hidden[wanted] @ table.T).float()

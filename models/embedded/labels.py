@@ -7,7 +7,7 @@ names the kind, colour, place, box and so on of the object it lies on.
 
 import numpy as np
 
-from scenes import CANVAS, CHARACTERS, COLOURS, MAX_WORD, PHOTO_CLASSES, PLACES, SHAPES, SIZES, Scene, Thing, _shape_distance
+from scenes import CANVAS, CHARACTERS, COLOURS, MAX_WORD, PHOTO_CLASSES, PLACES, SHAPES, SIZES, Scene, Thing, shape_distance
 
 PATCH = 8
 GRID = CANVAS // PATCH
@@ -60,7 +60,7 @@ def _distance_to(thing: Thing) -> np.ndarray:
     if thing.kind in SHAPES:
         u, v = (_PATCH_X - thing.cx) / thing.rx, (_PATCH_Y - thing.cy) / thing.ry
         kind = "circle" if thing.kind == "ring" else thing.kind
-        return _shape_distance(kind, u, v) * min(thing.rx, thing.ry)
+        return shape_distance(kind, u, v) * min(thing.rx, thing.ry)
     y0, x0, y1, x1 = thing.box
     outside_x = np.maximum(x0 - _PATCH_X, _PATCH_X - x1)
     outside_y = np.maximum(y0 - _PATCH_Y, _PATCH_Y - y1)

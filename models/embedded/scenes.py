@@ -328,7 +328,7 @@ def sample_letter_sheet(rng: np.random.Generator, plain: bool = False) -> Scene:
 # Drawing
 
 
-def _shape_distance(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def shape_distance(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Signed distance (negative inside) to a shape of radius one; v points down."""
     if kind == "circle":
         return np.hypot(u, v) - 0.95
@@ -429,7 +429,7 @@ def _draw_shape(canvas: np.ndarray, thing: Thing, sx: float, sy: float) -> None:
     c, s = math.cos(thing.angle), math.sin(thing.angle)
     u, v = u * c + v * s, v * c - u * s
     softness = math.sqrt(thing.rx * sx * thing.ry * sy)
-    alpha = np.clip(0.5 - _shape_distance(thing.kind, u, v) * softness, 0, 1)
+    alpha = np.clip(0.5 - shape_distance(thing.kind, u, v) * softness, 0, 1)
     _paint(canvas, alpha, top, left, COLOURS[thing.colour])
     thing.box = _ink_box(alpha, top, left, sx, sy)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from data import EARLY_PICTURES, sample_stream
-from dialogue import KEPT_CHOICES, KEPT_SHARES, DialogueBuilder, answer_loss, choose_visual_tokens, decode
+from dialogue import KEPT_CHOICES, KEPT_SHARES, DialogueBuilder, answer_loss, choose_visual_tokens
 from model import DenseHeads, encode, normalise, salience_loss, trainable_encoder
 
 SALIENCE_WEIGHT = 0.1
@@ -33,7 +33,7 @@ SLOT_WEIGHTS = {
     "same_colour": 0.3,
 }
 # Share of stage A that works on half of each picture's patches.
-HALF_PICTURES = 0.85
+HALF_PICTURES = 0.92
 DENSE_SHARE_IN_C = 0.1
 QUESTIONS_PER_PICTURE = 10
 AVERAGE_DECAY = 0.998
@@ -107,8 +107,8 @@ class Run:
             self._save()
 
     def _rate(self) -> float:
-        """Linear warm-up, a constant stretch, and a linear fall over the last 30 % of the steps."""
-        rise = min(1.0, (self.step + 1) / 200)
+        """Linear warm-up over 5 % of the steps, a constant stretch, and a linear fall over the last 30 %."""
+        rise = min(1.0, (self.step + 1) / (0.05 * self.stage.steps))
         fall = min(1.0, max(0.02, (self.stage.steps - self.step) / (0.3 * self.stage.steps)))
         return self.stage.rate * min(rise, fall)
 
@@ -207,9 +207,10 @@ def train_decoder(stage: Stage, around: Surroundings, model, heads: DenseHeads, 
     )
     encoder_stream = None
     if joint:
-        encoder_stream = sample_stream(around.cifar, seed, run.step + EARLY_PICTURES, stage.batch, around.workers)
+        late = EARLY_PICTURES // stage.batch + 1  # the mix of stage A's first pictures is over
+        encoder_stream = sample_stream(around.cifar, seed, late + run.step, stage.batch, around.workers)
     rng = np.random.default_rng((seed, run.step))
-    run_encode, run_decode = around.compiled(encode), around.compiled(decode)
+    run_encode = around.compiled(encode)
     while not run.finished:
         if joint and run.step % 2:
             loss, figures = dense_step(around, model, heads, run_encode, next(encoder_stream), half=True)
@@ -225,7 +226,7 @@ def train_decoder(stage: Stage, around: Surroundings, model, heads: DenseHeads, 
             with torch.set_grad_enabled(joint):
                 hidden, attention = run_encode(tower, pixels, True)
             projected = model.model.multi_modal_projector(hidden[:, 1:])
-            loss, right = answer_loss(model, projected, chosen, sequences, compact, around.device, run_decode)
+            loss, right = answer_loss(model, projected, chosen, sequences, compact, around.device)
             figures = {"answer loss": loss.detach(), "answer tokens": right}
             if joint:
                 labels = tuple(x.to(around.device) for x in (patches, salience, cls))

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from labels import LOCATIONS, SLOTS
 
 PAD, BOS, EOS, IMAGE = "<pad>", "<s>", "</s>", "<image>"
-VOCABULARY_SIZE = 704
+VOCABULARY_SIZE = 704  # at most: the corpus has fewer merges to offer
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}USER: "
