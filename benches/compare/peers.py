@@ -68,7 +68,8 @@ class Transformers:
         with torch.inference_mode():
             # The last tower layer is not needed for feature layer -2; both runtimes skip it.
             pixels = torch.randn(1, 3, 336, 336)
-            self.tower.vision_model.encoder.layers = self.tower.vision_model.encoder.layers[:23]
+            inner = getattr(self.tower, "vision_model", self.tower)
+            inner.encoder.layers = inner.encoder.layers[:23]
             self.tower(pixels)
             out["encode"] = self.timed(lambda: self.tower(pixels), repeats)
             for length in lengths:

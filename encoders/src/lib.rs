@@ -17,6 +17,8 @@
 //! Not here: projectors, prompts and token layout (the models crate).
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "candle")]
+pub mod candle;
 pub mod image;
 #[cfg(feature = "onnx")]
 pub mod onnx;

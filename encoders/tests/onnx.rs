@@ -1,6 +1,7 @@
 //! Exported towers against the native ones. Needs ONNX Runtime: `ORT_DYLIB_PATH`.
 #![cfg(feature = "onnx")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, reason = "a skip says why")]
 
 mod support;
 

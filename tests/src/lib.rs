@@ -36,11 +36,23 @@ pub fn tensors(path: &Path) -> BTreeMap<String, Golden> {
             let value = match tensor.dtype() {
                 safetensors::Dtype::F32 => Golden::Floats(
                     shape,
-                    tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+                    tensor
+                        .data()
+                        .as_chunks::<4>()
+                        .0
+                        .iter()
+                        .map(|b| f32::from_le_bytes(*b))
+                        .collect(),
                 ),
                 safetensors::Dtype::I64 => Golden::Ints(
                     shape,
-                    tensor.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+                    tensor
+                        .data()
+                        .as_chunks::<8>()
+                        .0
+                        .iter()
+                        .map(|b| i64::from_le_bytes(*b))
+                        .collect(),
                 ),
                 other => panic!("{}: `{name}` is {other:?}", path.display()),
             };
@@ -59,7 +71,8 @@ pub fn workspace_files() -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut open = vec![root.clone()];
     while let Some(folder) = open.pop() {
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        let entries =
+            std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
         for entry in entries.flatten() {
             let path = entry.path();
             let name = entry.file_name().to_string_lossy().into_owned();

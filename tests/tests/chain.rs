@@ -65,10 +65,22 @@ fn mixed() -> Vec<Request> {
     vec![
         request(&["shapes-160x120.png"], "What is this?", "none"),
         request(&["banner-240x96.png"], "Look.", "vtc_cls:keep=16"),
-        request(&["shapes-160x120.png", "tiles-90x150.png"], "Which is taller, and why?", "fastv:layer=3:keep=24"),
-        request(&["tiles-90x150.png"], "Where is the red block?", "vtc_cls:keep=40,fastv:layer=2:keep=20,pyramid_drop:layers=[5;7]:ratios=[0.3;0.1]"),
+        request(
+            &["shapes-160x120.png", "tiles-90x150.png"],
+            "Which is taller, and why?",
+            "fastv:layer=3:keep=24",
+        ),
+        request(
+            &["tiles-90x150.png"],
+            "Where is the red block?",
+            "vtc_cls:keep=40,fastv:layer=2:keep=20,pyramid_drop:layers=[5;7]:ratios=[0.3;0.1]",
+        ),
         request(&[], "No picture at all.", "none"),
-        request(&["robot_0.png"], "Pick it up.", "trans_prune:accumulate=[2;3;4]:layers=[2;4]:ratios=[0.75;0.25]"),
+        request(
+            &["robot_0.png"],
+            "Pick it up.",
+            "trans_prune:accumulate=[2;3;4]:layers=[2;4]:ratios=[0.75;0.25]",
+        ),
         request(&["robot_1.png"], "Pick it up.", "vision_zip:dominant=20:contextual=4"),
         request(&["robot_2.png"], "Go.", "random:keep=9:seed=3"),
     ]
@@ -112,7 +124,8 @@ fn one_bad_request_does_not_touch_the_others() {
 #[test]
 fn threads_do_not_matter() {
     let requests = mixed();
-    let one: Vec<_> = requests.iter().map(|r| bits(&alone(&open("llava-1.5-tiny", 1), r))).collect();
+    let one: Vec<_> =
+        requests.iter().map(|r| bits(&alone(&open("llava-1.5-tiny", 1), r))).collect();
     for threads in [2, 3] {
         let vlm = open("llava-1.5-tiny", threads);
         for (request, expected) in requests.iter().zip(&one) {

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use secateur::trace::{Histories, Tensors, Values, read_histories};
 use secateur::{
-    ChainSpec, Clip, Frame, ImageBackend, Precision, ProcessorOptions, Request,
-    VideoInfo, Vlm,
+    ChainSpec, Clip, Frame, ImageBackend, Precision, ProcessorOptions, Request, VideoInfo, Vlm,
 };
 use secateur_tests::{Golden, golden, tensors};
 use serde::Deserialize;

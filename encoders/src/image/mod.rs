@@ -8,6 +8,7 @@
 //!
 //! Not here: what a model wants done with the pixels ([`crate::processors`]).
 
+mod axis;
 mod bitmap;
 mod colour;
 mod decode;
@@ -15,9 +16,10 @@ mod limits;
 mod orient;
 mod resize;
 
+pub use axis::Filter;
 pub use bitmap::{Bitmap, Canvas};
 pub use decode::{FORMATS, Header, decode, from_dynamic, load, probe, probe_bytes};
 pub use limits::Limits;
 #[cfg(feature = "video")]
 pub(crate) use orient::turned;
-pub use resize::{Filter, Window, resize, resize_window};
+pub use resize::{Window, resize, resize_window};

@@ -7,82 +7,16 @@
 //!   no others: a 1 x 65,535 picture costs no more than its crop.
 //! - Results do not depend on the number of threads.
 //!
-//! Method: weights in f64 over the support `filter * max(in / out, 1)`, divided by their sum.
-//! - torchvision (`upsample_*_aa` on u8, ATen `UpSampleKernel.cpp`): the precision is the largest
-//!   `p <= 22` for which the axis' largest weight stays below 2^15 in fixed point; horizontal pass
-//!   first.
-//! - Pillow (`src/libImaging/Resample.c`): 22 bits; Pillow 13 runs the vertical pass first iff
-//!   `H' < H` and `H - H' > 2 (W - W')`.
+//! Order of the passes: torchvision horizontal first; Pillow 13 vertical first iff `H' < H` and
+//! `H - H' > 2 (W - W')`. The weights are `axis`.
 //!
 //! Neither the Catmull-Rom of the `image` crate nor `fast_image_resize` gives these bits.
 
 use rayon::prelude::*;
 use secateur_core::model::ImageBackend;
 
+use super::axis::{Axis, Filter};
 use super::bitmap::{Bitmap, Canvas, shared_bytes};
-
-/// A resampling kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Filter {
-    /// Triangle, support 1.
-    Bilinear,
-    /// Cubic with a = -1/2, support 2.
-    Bicubic,
-    /// Lanczos with three lobes.
-    Lanczos,
-}
-
-impl Filter {
-    /// From Pillow's number (`resample` in a preprocessor's file): 1, 2 or 3.
-    pub fn from_pillow(number: u64) -> Option<Self> {
-        match number {
-            1 => Some(Filter::Lanczos),
-            2 => Some(Filter::Bilinear),
-            3 => Some(Filter::Bicubic),
-            _ => None,
-        }
-    }
-
-    fn support(self) -> f64 {
-        match self {
-            Filter::Bilinear => 1.0,
-            Filter::Bicubic => 2.0,
-            Filter::Lanczos => 3.0,
-        }
-    }
-
-    fn value(self, t: f64) -> f64 {
-        let x = t.abs();
-        match self {
-            Filter::Bilinear => (1.0 - x).max(0.0),
-            Filter::Bicubic => {
-                const A: f64 = -0.5;
-                if x < 1.0 {
-                    ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
-                } else if x < 2.0 {
-                    (((x - 5.0) * x + 8.0) * x - 4.0) * A
-                } else {
-                    0.0
-                }
-            }
-            Filter::Lanczos => {
-                if x < 3.0 {
-                    sinc(t) * sinc(t / 3.0)
-                } else {
-                    0.0
-                }
-            }
-        }
-    }
-}
-
-fn sinc(x: f64) -> f64 {
-    if x == 0.0 {
-        return 1.0;
-    }
-    let x = x * std::f64::consts::PI;
-    x.sin() / x
-}
 
 /// A rectangle of a resized picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,95 +29,6 @@ pub struct Window {
     pub width: usize,
     /// Height, at least 1.
     pub height: usize,
-}
-
-/// The normalised weights of output `i`, and the first input they stand for.
-fn weights(input: usize, output: usize, filter: Filter, i: usize, out: &mut Vec<f64>) -> usize {
-    let scale = input as f64 / output as f64;
-    let stretch = scale.max(1.0);
-    let (support, inverse) = (filter.support() * stretch, 1.0 / stretch);
-    let centre = (i as f64 + 0.5) * scale;
-    // `as` truncates towards zero and saturates, as the references' casts do after their clamps.
-    let lo = (centre - support + 0.5).max(0.0) as usize;
-    let hi = ((centre + support + 0.5).max(0.0) as usize).min(input);
-    out.clear();
-    out.extend((lo..hi).map(|j| filter.value((j as f64 - centre + 0.5) * inverse)));
-    let sum: f64 = out.iter().sum();
-    if sum != 0.0 {
-        out.iter_mut().for_each(|w| *w /= sum);
-    }
-    lo
-}
-
-/// Fixed-point weights of one axis for a range of outputs.
-struct Axis {
-    /// Of each output: first input, first weight.
-    taps: Vec<(usize, usize)>,
-    weights: Vec<i32>,
-    bits: u32,
-    /// Inputs that any output reads.
-    inputs: std::ops::Range<usize>,
-}
-
-impl Axis {
-    fn new(
-        (input, output): (usize, usize),
-        range: std::ops::Range<usize>,
-        filter: Filter,
-        backend: ImageBackend,
-    ) -> Self {
-        let mut row = Vec::new();
-        let bits = match backend {
-            ImageBackend::Pillow => 22,
-            ImageBackend::Torchvision => {
-                let fits =
-                    |max: f64, p: u32| (0.5 + max * f64::from(1u32 << p)) < f64::from(1u32 << 15);
-                let mut largest = 0.0f64;
-                for i in 0..output {
-                    weights(input, output, filter, i, &mut row);
-                    largest = row.iter().copied().fold(largest, f64::max);
-                    // 14 bits hold weights up to 2, which no kernel reaches: nothing can change.
-                    if !fits(largest, 15) {
-                        break;
-                    }
-                }
-                (1..=22).take_while(|&p| fits(largest, p)).last().unwrap_or(0)
-            }
-        };
-        let one = f64::from(1u32 << bits);
-        let mut axis = Self { taps: Vec::new(), weights: Vec::new(), bits, inputs: input..0 };
-        for i in range {
-            let first = weights(input, output, filter, i, &mut row);
-            axis.taps.push((first, axis.weights.len()));
-            axis.inputs.start = axis.inputs.start.min(first);
-            axis.inputs.end = axis.inputs.end.max(first + row.len());
-            axis.weights.extend(row.iter().map(|w| {
-                let half = if *w < 0.0 { -0.5 } else { 0.5 };
-                (w * one + half) as i32
-            }));
-        }
-        axis
-    }
-
-    fn len(&self) -> usize {
-        self.taps.len()
-    }
-
-    /// First input and weights of output `i`.
-    fn of(&self, i: usize) -> (usize, &[i32]) {
-        let (first, start) = self.taps[i];
-        let end = self.taps.get(i + 1).map_or(self.weights.len(), |t| t.1);
-        (first, &self.weights[start..end])
-    }
-
-    fn round(&self, sum: i32) -> u8 {
-        (sum >> self.bits).clamp(0, 255) as u8
-    }
-
-    fn half(&self) -> i32 {
-        // One bit less than a unit; with no bits there is nothing to round.
-        (1i32 << self.bits) >> 1
-    }
 }
 
 /// Rows of bytes, `[height, width, 3]`, that begin at row `top` and column `left` of a picture.
@@ -201,6 +46,7 @@ impl Part {
     }
 }
 
+/// The horizontal pass over a row that begins at column `left`.
 fn horizontal_row(axis: &Axis, row: &[u8], left: usize, out: &mut [u8]) {
     for (i, pixel) in out.chunks_exact_mut(3).enumerate() {
         let (first, weights) = axis.of(i);

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 
 use secateur_core::clip::{Clip, Frame, VideoInfo};
 use secateur_core::error::InputError;
-use video_rs::ffmpeg::{codec, format, media};
+use video_rs::ffmpeg::{Rational, codec, format, media};
 use video_rs::{Decoder, Error};
 
 use super::{Sampling, SceneCuts, VideoOptions, check_bytes};
@@ -33,10 +33,8 @@ struct Stream {
     /// Number of packets: of frames, in every container of the field.
     frames: usize,
     turns: Turns,
-    /// Seconds a time unit.
-    unit_s: f64,
-    /// First presentation time, units.
-    start: i64,
+    /// First presentation time, seconds.
+    start_s: f64,
 }
 
 fn init() -> Result<(), String> {
@@ -64,6 +62,11 @@ fn check_file(path: &Path, label: &str) -> Result<(), InputError> {
     Ok(())
 }
 
+/// A fraction as a number; infinite or NaN where its lower part is 0.
+fn rate(r: Rational) -> f64 {
+    f64::from(r.numerator()) / f64::from(r.denominator())
+}
+
 fn stream(path: &Path, label: &str) -> Result<Stream, InputError> {
     let mut input = format::input(path).map_err(|e| corrupt(label, format!("video: {e}")))?;
     let found = input
@@ -71,24 +74,21 @@ fn stream(path: &Path, label: &str) -> Result<Stream, InputError> {
         .best(media::Type::Video)
         .ok_or_else(|| corrupt(label, "the file has no video stream"))?;
     let index = found.index();
-    let rate =
-        |r: video_rs::ffmpeg::Rational| f64::from(r.numerator()) / f64::from(r.denominator());
     let sane = |f: f64| f.is_finite() && f > 0.0 && f < 1e4;
     let rates = [rate(found.avg_frame_rate()), rate(found.rate())];
-    let unit_s = rate(found.time_base());
     let turns = found
         .side_data()
         .find(|d| d.kind() == codec::packet::side_data::Type::DisplayMatrix)
         .map_or(0, |d| turns(d.data()));
-    let start = found.start_time();
+    // FFmpeg's "unknown" is the smallest number.
+    let start = Some(found.start_time()).filter(|t| *t != i64::MIN).unwrap_or(0);
+    let start_s = start as f64 * rate(found.time_base());
     let frames = input.packets().filter(|(stream, _)| stream.index() == index).count();
     Ok(Stream {
         fps: rates.into_iter().find(|f| sane(*f)).unwrap_or(24.0),
         frames,
         turns,
-        unit_s: if unit_s.is_finite() && unit_s > 0.0 { unit_s } else { 0.0 },
-        // FFmpeg's "unknown" is the smallest number.
-        start: if start == i64::MIN { 0 } else { start },
+        start_s: if start_s.is_finite() { start_s } else { 0.0 },
     })
 }
 
@@ -108,6 +108,8 @@ pub struct VideoFrames {
     label: String,
     decoder: Decoder,
     stream: Stream,
+    /// Seconds a unit of the decoder's times, which are not the container's.
+    unit_s: f64,
     limits: Limits,
     next: usize,
     last_s: f64,
@@ -132,7 +134,17 @@ pub fn frames(path: &Path, limits: &Limits) -> Result<VideoFrames, InputError> {
     let decoder = Decoder::new(path).map_err(|e| corrupt(&label, format!("video: {e}")))?;
     let (width, height) = decoder.size();
     limits.check_size(&label, width, height, u64::from(width) * u64::from(height) * 3)?;
-    Ok(VideoFrames { label, decoder, stream, limits: *limits, next: 0, last_s: 0.0, done: false })
+    let unit_s = rate(decoder.time_base());
+    Ok(VideoFrames {
+        label,
+        decoder,
+        stream,
+        unit_s,
+        limits: *limits,
+        next: 0,
+        last_s: 0.0,
+        done: false,
+    })
 }
 
 impl VideoFrames {
@@ -168,8 +180,8 @@ impl VideoFrames {
         let index = self.next;
         self.next += 1;
         let time_s = match raw.timestamp() {
-            Some(t) if self.stream.unit_s > 0.0 => {
-                (t - self.stream.start) as f64 * self.stream.unit_s
+            Some(t) if self.unit_s.is_finite() && self.unit_s > 0.0 => {
+                t as f64 * self.unit_s - self.stream.start_s
             }
             _ if index == 0 => 0.0,
             _ => self.last_s + 1.0 / self.stream.fps,

@@ -22,6 +22,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::io::stdout().flush()?;
     }
     let report = stream.finish()?.report;
-    println!("\n{} of {} visual tokens, {:.0} ms", report.visual_kept, report.visual_in, report.ms.total);
+    println!(
+        "\n{} of {} visual tokens, {:.0} ms",
+        report.visual_kept, report.visual_in, report.ms.total
+    );
     Ok(())
 }

@@ -15,7 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .filter(|path| path.extension().is_some_and(|e| e == "png" || e == "jpg"))
         .collect();
     pictures.sort();
-    let chains = ["none", "vtc_cls:keep=64", "grid:keep=64", "vtc_cls:keep=128,fastv:layer=2:keep=0.5"];
+    let chains =
+        ["none", "vtc_cls:keep=64", "grid:keep=64", "vtc_cls:keep=128,fastv:layer=2:keep=0.5"];
     let mut requests = Vec::new();
     for (picture, chain) in pictures.iter().zip(chains.iter().cycle()) {
         let request = Request::new("Describe the image.").path(picture)?;
@@ -26,7 +27,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         match result {
             Ok(answer) => println!(
                 "{name} [{} of {} tokens, {}]: {}",
-                answer.report.visual_kept, answer.report.visual_in, answer.report.chain, answer.text
+                answer.report.visual_kept,
+                answer.report.visual_in,
+                answer.report.chain,
+                answer.text
             ),
             Err(error) => println!("{name}: {error}"),
         }

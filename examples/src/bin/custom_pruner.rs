@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use secateur::prune::{Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan};
+use secateur::prune::{
+    Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
+};
 use secateur::{ChainError, ModelInfo, ModelSource, Params, Request, RunError, Vlm, parse_chain};
 
 #[derive(Debug)]
@@ -33,12 +35,16 @@ impl Pruner for Centre {
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
         let tokens = &cut.tokens.tokens;
-        let scores: Vec<f32> = tokens.iter().map(|t| {
-            let grid = cut.tokens.grid_of(t);
-            let off = |at: u32, size: u32| (at as f32 + 0.5) / size as f32 - 0.5;
-            -(off(t.row, grid.rows).powi(2) + off(t.col, grid.cols).powi(2))
-        }).collect();
-        let mut ranked: Vec<usize> = (0..tokens.len()).filter(|&i| tokens[i].is_candidate()).collect();
+        let scores: Vec<f32> = tokens
+            .iter()
+            .map(|t| {
+                let grid = cut.tokens.grid_of(t);
+                let off = |at: u32, size: u32| (at as f32 + 0.5) / size as f32 - 0.5;
+                -(off(t.row, grid.rows).powi(2) + off(t.col, grid.cols).powi(2))
+            })
+            .collect();
+        let mut ranked: Vec<usize> =
+            (0..tokens.len()).filter(|&i| tokens[i].is_candidate()).collect();
         let keep = self.keep.resolve(ranked.len(), &scores);
         // A stable sort: of equal scores the lower index stays in front.
         ranked.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
@@ -49,7 +55,8 @@ impl Pruner for Centre {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let vlm = Vlm::builder(ModelSource::Embedded).pruner("centre", Arc::new(Centre::build)).open()?;
+    let vlm =
+        Vlm::builder(ModelSource::Embedded).pruner("centre", Arc::new(Centre::build)).open()?;
     secateur::testkit::check(&Centre { keep: Budget::Count(16) }, vlm.info())?;
     let chain = parse_chain("centre:keep=64,fastv:layer=2:keep=0.5")?;
     print!("{}", vlm.explain(&chain)?);

@@ -98,8 +98,7 @@ impl Settings {
                     let names = commands.iter().map(|c| c.get_name());
                     return Err(fail(unknown("table", &format!("[{key}]"), key, names)));
                 };
-                let mut known = flags(sub);
-                known.extend(flags(command));
+                let known = flags(sub);
                 for (key, value) in section {
                     let flag = key.replace('_', "-");
                     if !known.contains(&flag) {
@@ -107,8 +106,7 @@ impl Settings {
                         let what = format!("{key}` in `[{}]", sub.get_name());
                         return Err(fail(unknown("key", &what, &flag, names)));
                     }
-                    let arg = find(sub, command, &flag);
-                    self.set(sub, arg, &flag, value, file)?;
+                    self.set(sub, &flag, value, file)?;
                 }
                 continue;
             }
@@ -117,9 +115,9 @@ impl Settings {
                 let names = everywhere.iter().map(String::as_str);
                 return Err(fail(unknown("key", key, &flag, names)));
             }
-            for sub in &commands {
-                if flags(sub).contains(&flag) || flags(command).contains(&flag) {
-                    self.set(sub, find(sub, command, &flag), &flag, value, file)?;
+            for owner in commands.iter().copied().chain([command]) {
+                if flags(owner).contains(&flag) {
+                    self.set(owner, &flag, value, file)?;
                 }
             }
         }
@@ -128,8 +126,7 @@ impl Settings {
 
     fn set(
         &mut self,
-        sub: &clap::Command,
-        arg: Option<&clap::Arg>,
+        owner: &clap::Command,
         flag: &str,
         value: &toml::Value,
         file: &Path,
@@ -138,32 +135,34 @@ impl Settings {
             usage(format!("{}: `{}`: {reason}", file.display(), flag.replace('-', "_")))
         };
         let values = texts(value).ok_or_else(|| fail("expected a text, a number or a list"))?;
-        if let Some(arg) = arg {
+        if let Some(arg) = owner.get_arguments().find(|a| a.get_long() == Some(flag)) {
             check(arg, flag, &values).map_err(|reason| fail(&reason))?;
         }
-        let key = (sub.get_name().to_owned(), flag.to_owned());
+        let key = (owner.get_name().to_owned(), flag.to_owned());
         self.values.insert(key, Configured { values, file: file.to_path_buf() });
         Ok(())
     }
 
     /// The command line with the files' values as defaults.
-    pub(crate) fn apply(&self, mut command: clap::Command) -> clap::Command {
+    pub(crate) fn apply(&self, command: clap::Command) -> clap::Command {
         let names: Vec<String> =
             command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+        let root = command.get_name().to_owned();
+        let mut command = command.mut_args(|arg| self.with_default(&root, arg));
         for name in names {
             command = command.mut_subcommand(name.clone(), |sub| {
-                sub.mut_args(|arg| {
-                    let flag = arg.get_long().unwrap_or_default().to_owned();
-                    match self.values.get(&(name.clone(), flag)) {
-                        Some(configured) => {
-                            arg.required(false).default_values(configured.values.clone())
-                        }
-                        None => arg,
-                    }
-                })
+                sub.mut_args(|arg| self.with_default(&name, arg))
             });
         }
         command
+    }
+
+    fn with_default(&self, owner: &str, arg: clap::Arg) -> clap::Arg {
+        let key = (owner.to_owned(), arg.get_long().unwrap_or_default().to_owned());
+        match self.values.get(&key) {
+            Some(configured) => arg.required(false).default_values(configured.values.clone()),
+            None => arg,
+        }
     }
 
     /// Every flag of a command with the value that holds if none is typed.
@@ -174,7 +173,10 @@ impl Settings {
     ) -> Vec<(String, Vec<String>, Origin)> {
         let Some(sub) = command.find_subcommand(name) else { return Vec::new() };
         let mut rows = Vec::new();
-        for arg in sub.get_arguments().chain(command.get_arguments()) {
+        let of = |owner| move |arg| (owner, arg);
+        let mine = sub.get_arguments().map(of(name));
+        let everywhere = command.get_arguments().map(of(command.get_name()));
+        for (owner, arg) in mine.chain(everywhere) {
             let Some(flag) = arg.get_long().filter(|l| !matches!(*l, "help" | "version")) else {
                 continue;
             };
@@ -182,7 +184,7 @@ impl Settings {
                 let value = std::env::var_os(name)?;
                 Some((name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
             });
-            let key = (name.to_owned(), flag.to_owned());
+            let key = (owner.to_owned(), flag.to_owned());
             let (values, origin) = if let Some((variable, value)) = environment {
                 (vec![value], Origin::Environment(variable))
             } else if let Some(configured) = self.values.get(&key) {
@@ -220,14 +222,6 @@ fn flags(command: &clap::Command) -> Vec<String> {
         .filter(|l| !matches!(*l, "help" | "version" | "config"))
         .map(str::to_owned)
         .collect()
-}
-
-fn find<'a>(
-    sub: &'a clap::Command,
-    command: &'a clap::Command,
-    flag: &str,
-) -> Option<&'a clap::Arg> {
-    sub.get_arguments().chain(command.get_arguments()).find(|a| a.get_long() == Some(flag))
 }
 
 fn unknown<'a>(
@@ -328,6 +322,15 @@ mod tests {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn flags_of_every_command_stand_at_the_top() {
+        let settings = read("quiet = true\ncolor = \"never\"").unwrap();
+        let command = settings.apply(crate::args::command());
+        let matches = command.try_get_matches_from(["secateur", "caption", "x"]).unwrap();
+        assert!(matches.get_flag("quiet"));
+        assert!(read("[caption]\nquiet = true").is_err());
     }
 
     #[test]

@@ -28,10 +28,10 @@ fn text(path: &Path) -> String {
 
 /// A folder with copies of a few pictures of the committed set.
 fn pictures(count: usize) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     for i in 0..count {
         let name = format!("{i:04}.png");
-        std::fs::copy(eval_folder().join(&name), folder.path().join(&name)).unwrap();
+        std::fs::copy(eval_folder().join(&name), folder.path().join(&name)).expect("a copy");
     }
     folder
 }
@@ -42,8 +42,19 @@ fn eval_compares_chains_and_a_second_run_asks_nothing() {
     let out = text(folder.path());
     let questions = text(&eval_folder().join("questions.jsonl"));
     let args = [
-        "eval", "--questions", &questions, "--pruners", "vtc_cls,fastv,vla_pruner", "--keep",
-        "64,16", "--limit", "4", "--seeds", "2", "--out", &out,
+        "eval",
+        "--questions",
+        &questions,
+        "--pruners",
+        "vtc_cls,fastv,vla_pruner",
+        "--keep",
+        "64,16",
+        "--limit",
+        "4",
+        "--seeds",
+        "2",
+        "--out",
+        &out,
     ];
     let table = ok(&args);
     for name in ["none", "vtc_cls", "fastv", "vla_pruner", "random", "grid", "pool"] {
@@ -73,8 +84,18 @@ fn eval_of_a_folder_measures_agreement() {
     let (pictures, folder) = (pictures(2), tempfile::tempdir().unwrap());
     let (dir, out) = (text(pictures.path()), text(folder.path()));
     let json = ok(&[
-        "eval", &dir, "--chains", "grid:keep={keep}", "vtc_cls:keep=256", "--keep", "16", "--out",
-        &out, "--json", "--max-tokens", "24",
+        "eval",
+        &dir,
+        "--chains",
+        "grid:keep={keep}",
+        "vtc_cls:keep=256",
+        "--keep",
+        "16",
+        "--out",
+        &out,
+        "--json",
+        "--max-tokens",
+        "24",
     ]);
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     let rows = report["rows"].as_array().unwrap();
@@ -89,7 +110,8 @@ fn eval_of_a_folder_measures_agreement() {
 fn a_line_that_cannot_be_used_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("q.jsonl");
-    std::io::Write::write_all(&mut std::fs::File::create(&file).unwrap(), b"{\"id\": 1}\n").unwrap();
+    std::io::Write::write_all(&mut std::fs::File::create(&file).unwrap(), b"{\"id\": 1}\n")
+        .unwrap();
     let output = secateur(&["eval", "--questions", &text(&file), "--out", &text(folder.path())]);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
@@ -101,7 +123,10 @@ fn tune_goes_on_where_it_was_stopped_and_writes_a_chain() {
     let (pictures, folder) = (pictures(4), tempfile::tempdir().unwrap());
     let (dir, out) = (text(pictures.path()), text(folder.path()));
     let run = |evals: &str| {
-        ok(&["tune", "--images", &dir, "--keep", "0.1", "--evals", evals, "--limit", "2", "--out", &out])
+        ok(&[
+            "tune", "--images", &dir, "--keep", "0.1", "--evals", evals, "--limit", "2", "--out",
+            &out,
+        ])
     };
     run("2");
     let said = run("5");
@@ -121,8 +146,17 @@ fn calibrate_writes_a_trend_that_a_chain_can_name() {
     let dir = text(pictures.path());
     for form in ["exp", "cubic", "table"] {
         let file = folder.path().join(format!("{form}.toml"));
-        let said =
-            ok(&["calibrate", "--images", &dir, "--layer", "1", "--form", form, "--out", &text(&file)]);
+        let said = ok(&[
+            "calibrate",
+            "--images",
+            &dir,
+            "--layer",
+            "1",
+            "--form",
+            form,
+            "--out",
+            &text(&file),
+        ]);
         assert!(said.contains("trend={kind="), "{said}");
         assert!(file.with_extension("png").is_file());
         let chain = format!("fastv:layer=1:keep=16:debias={{trend={{file={}}}}}", text(&file));

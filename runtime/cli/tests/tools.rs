@@ -103,7 +103,7 @@ fn inspect_draws_a_picture_and_a_page() {
     let png = image::open(folder.path().join("map.png")).unwrap();
     assert!(png.width() > 1000);
     let html = fs::read_to_string(folder.path().join("map.html")).unwrap();
-    assert!(html.contains("data:image/jpeg;base64,") && html.ends_with("</html>\n"));
+    assert!(html.contains("data:image/png;base64,") && html.ends_with("</html>\n"));
     let (code, _, err) =
         texts(&run(folder.path(), &["inspect", "--image", "in/000.png", "--out", "map.bmp"]));
     assert_eq!(code, 2);

@@ -26,10 +26,10 @@ pub(crate) fn enforce(cells: usize, tokens: &TokenMap, selection: &mut Selection
         kept[i as usize] = true;
     }
     let mut blocks: BTreeMap<(u32, u32, u32), (usize, Vec<usize>)> = BTreeMap::new();
-    for i in 0..tokens.len() {
+    for (i, stays) in kept.iter().enumerate() {
         if let Some(key) = block(i) {
             let entry = blocks.entry(key).or_default();
-            entry.0 += usize::from(kept[i]);
+            entry.0 += usize::from(*stays);
             entry.1.push(i);
         }
     }

@@ -118,6 +118,25 @@ impl WeightView {
         Self { shape, start: self.start + first * stride, ..self.clone() }
     }
 
+    /// Tells the system that these bytes will not be read soon: a mapped file's pages leave the
+    /// resident size once they are packed elsewhere. They can still be read, from the file.
+    #[allow(unsafe_code, reason = "advice about mapped pages")]
+    pub fn release(&self) {
+        #[cfg(target_os = "linux")]
+        if let Bytes::Mapped(map) = &self.bytes {
+            let len = self.len() * self.dtype.size();
+            // SAFETY: the mapping is private, read-only and backed by the file, so dropped pages
+            // read back as they were.
+            let advised = unsafe {
+                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start, len)
+            };
+            // Advice that is not taken costs memory and nothing else.
+            if let Err(error) = advised {
+                tracing::debug!(tensor = %self.name, %error, "pages were not released");
+            }
+        }
+    }
+
     /// The raw little-endian bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes.as_slice()[self.start..self.start + self.len() * self.dtype.size()]

@@ -57,7 +57,13 @@ pub(crate) struct EvalArgs {
     #[arg(short, long, value_name = "N", default_value_t = 8, help_heading = "Speed")]
     pub(crate) batch_size: usize,
     /// Folder for answers, tables and chart; the same command goes on there
-    #[arg(short, long, value_name = "DIR", default_value = "secateur-eval", help_heading = "Output")]
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        default_value = "secateur-eval",
+        help_heading = "Output"
+    )]
     pub(crate) out: PathBuf,
     /// Print one JSON object instead of a table
     #[arg(long, help_heading = "Output")]
@@ -77,7 +83,12 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "N|SHARE", default_value = "0.1", help_heading = "Pruning")]
     pub(crate) keep: String,
     /// Folder of pictures to search on
-    #[arg(long, value_name = "DIR", required_unless_present = "questions", help_heading = "Questions")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "questions",
+        help_heading = "Questions"
+    )]
     pub(crate) images: Option<PathBuf>,
     /// Take pictures and prompts from a file of questions (as for eval)
     #[arg(long, value_name = "FILE", help_heading = "Questions")]
@@ -105,7 +116,13 @@ pub(crate) struct TuneArgs {
     #[command(flatten)]
     pub(crate) limits: LimitArgs,
     /// Folder for the log, the chain file and the chart; the same command goes on there
-    #[arg(short, long, value_name = "DIR", default_value = "secateur-tune", help_heading = "Output")]
+    #[arg(
+        short,
+        long,
+        value_name = "DIR",
+        default_value = "secateur-tune",
+        help_heading = "Output"
+    )]
     pub(crate) out: PathBuf,
     /// How progress is shown on stderr
     #[arg(long, value_enum, default_value_t, help_heading = "Everywhere")]
@@ -116,7 +133,12 @@ pub(crate) struct TuneArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CalibrateArgs {
     /// Folder of pictures, best a hundred or more
-    #[arg(long, value_name = "DIR", required_unless_present = "questions", help_heading = "Questions")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "questions",
+        help_heading = "Questions"
+    )]
     pub(crate) images: Option<PathBuf>,
     /// Take pictures and prompts from a file of questions (as for eval)
     #[arg(long, value_name = "FILE", help_heading = "Questions")]

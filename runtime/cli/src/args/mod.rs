@@ -18,8 +18,8 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, ProgressMode};
 pub(crate) use judge::{CalibrateArgs, EvalArgs, RowsChoice, TrendForm, TuneArgs};
 pub(crate) use tools::{
-    Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs, ExplainArgs,
-    InspectArgs, ModelsArgs, TokensArgs, TraceArgs,
+    Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
+    ExplainArgs, InspectArgs, ModelsArgs, TokensArgs, TraceArgs,
 };
 
 const AFTER_HELP: &str = "\
@@ -273,8 +273,7 @@ pub(crate) fn command() -> clap::Command {
         arg.env(name).hide_env(true)
     };
     let mut command = Cli::command().mut_args(with_env);
-    let names: Vec<String> =
-        command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
     for name in names {
         command = command.mut_subcommand(name, |c| c.mut_args(with_env));
     }

@@ -125,11 +125,11 @@ pub(crate) struct TraceArgs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Advance {
     /// One after the largest position so far: what the weights were trained with
-    #[default]
     #[value(name = "max-plus-one", aliases = ["max_plus_one", "max+1"])]
     MaxPlusOne,
     /// After the larger side of a frame, as transformers 5.24 counts
     #[value(name = "max-hw", aliases = ["max_hw"])]
+    #[default]
     MaxHw,
 }
 

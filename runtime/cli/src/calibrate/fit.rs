@@ -75,9 +75,8 @@ impl Trend {
 
     /// As the value of `trend` in an inline chain.
     pub(crate) fn inline(&self) -> String {
-        let list = |values: &[f64]| {
-            values.iter().map(|v| format!("{v:.6}")).collect::<Vec<_>>().join(";")
-        };
+        let list =
+            |values: &[f64]| values.iter().map(|v| format!("{v:.6}")).collect::<Vec<_>>().join(";");
         match self {
             Trend::Exp(rate) => format!("{{kind=exp;rate={rate:.4}}}"),
             Trend::Cubic(c) => format!("{{kind=cubic;coefficients=[{}]}}", list(c)),
@@ -277,11 +276,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_by_the_pruners() {
-        for trend in [
-            Trend::Exp(1.25),
-            Trend::Cubic(RELEASED),
-            Trend::Table(vec![1.0, 1.5, 0.9]),
-        ] {
+        for trend in [Trend::Exp(1.25), Trend::Cubic(RELEASED), Trend::Table(vec![1.0, 1.5, 0.9])] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("trend.toml");
             crate::write::replace_one(&path, format!("[trend]\n{}", trend.toml()).as_bytes())

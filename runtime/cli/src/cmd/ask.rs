@@ -54,8 +54,13 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
     let mut session = vlm.session();
     let mut stream = session.ask(request)?;
     if !args.json && !args.no_stream {
+        let mut is_start = true;
         for piece in stream.by_ref() {
-            console.words(&piece?)?;
+            let piece = piece?;
+            // The first token of many tokenizers brings a space.
+            let piece = if is_start { piece.trim_start() } else { &piece };
+            is_start &= piece.is_empty();
+            console.words(piece)?;
         }
         console.result("\n")?;
     }

@@ -131,7 +131,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
     console.note(&format!("{} on {}", vlm.info().name, vlm.describe()));
     let clip = picture_of(&vlm, args.visual)?;
     let measured = measure(args, &vlm, &clip, console)?;
-    let rows = rows(&vlm, &measured, args.text);
+    let rows = rows(&vlm, &measured);
     let peak_bytes = measured.pruned.iter().chain([&measured.dense]).flat_map(|r| &r.1.reports);
     let peak_bytes = peak_bytes.map(|r| r.peak_bytes).max().unwrap_or(0);
     if args.json {
@@ -317,7 +317,7 @@ fn ceiling(share: f64, ratio: f64) -> f64 {
     1.0 / (1.0 - share * (1.0 - 1.0 / ratio.max(1e-9)))
 }
 
-fn rows(vlm: &Vlm, measured: &Measured, text: usize) -> Vec<Row> {
+fn rows(vlm: &Vlm, measured: &Measured) -> Vec<Row> {
     let layers = vlm.info().decoder.layers;
     let dense_ms = measured.dense.1.times();
     let named = std::iter::once(&measured.dense).chain(&measured.pruned);
@@ -346,7 +346,7 @@ fn rows(vlm: &Vlm, measured: &Measured, text: usize) -> Vec<Row> {
             chain: chain.to_string(),
             visual_in: report.visual_in,
             visual_kept: report.visual_kept,
-            prompt_tokens: report.prompt_tokens.max(text),
+            prompt_tokens: report.prompt_tokens,
             kv_bytes: report.kv_bytes,
             first_token_ratio: dense_ms.first_token / ms.first_token.max(1e-9),
             total_ratio: dense_ms.total / ms.total.max(1e-9),
@@ -433,6 +433,7 @@ mod tests {
             recycled: Vec::new(),
             scores: None,
             tokens: secateur::TokenMap::default(),
+            notes: Vec::new(),
         }
     }
 

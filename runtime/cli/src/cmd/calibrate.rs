@@ -74,7 +74,10 @@ pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
     progress.finish();
     let curve = curve.lock().map_err(|_| lost())?.clone();
     if curve.prompts < FEW {
-        console.warn(&format!("{} prompts are few; a hundred or more give a steady curve", curve.prompts));
+        console.warn(&format!(
+            "{} prompts are few; a hundred or more give a steady curve",
+            curve.prompts
+        ));
     }
     let points = curve.points();
     let found = fit(&points, form(args))?;

@@ -101,7 +101,7 @@ fn budgets(named: &[usize], visual_tokens: usize) -> Vec<usize> {
     let mut keep: Vec<usize> = named.iter().copied().filter(|&k| k > 0).collect();
     if keep.is_empty() {
         let mut power = 1usize << visual_tokens.max(1).ilog2();
-        while power >= LEAST.min(visual_tokens.max(1)) {
+        while keep.is_empty() || power >= LEAST {
             keep.push(power);
             power /= 2;
         }

@@ -87,13 +87,14 @@ pub(crate) fn run(args: &TuneArgs, console: &Console) -> Result<Outcome> {
     if on_search >= found {
         (tuned, found) = (untuned.clone(), on_search);
     }
-    let outcome = Found { args, space: &space, untuned: &untuned, tuned: &tuned, on_search, found };
+    let outcome =
+        Found { args, budget, space: &space, untuned: &untuned, tuned: &tuned, on_search, found };
     let holdout = outcome.compare(&vlm, &held, &limits, || progress.advance(1, 0))?;
     progress.finish();
     log.finish(holdout.as_ref().map(|h| &h.record))?;
     let file = args.out.join("chain.toml");
     let best_point = search.best().map(|b| b.point.clone()).unwrap_or_default();
-    let text = outcome.chain_file(&vlm, &best_point, holdout.as_ref())?;
+    let text = outcome.chain_file(&vlm, &best_point, search.tried().len(), holdout.as_ref())?;
     replace_one(&file, text.as_bytes())
         .with_context(|| format!("cannot write {}", file.display()))?;
     outcome.chart(&search, &vlm.info().name).write(&args.out.join("search"))?;
@@ -126,7 +127,8 @@ fn what(args: &TuneArgs, searched: &[&Question]) -> Result<serde_json::Value> {
 
 /// `--keep` as tokens: a whole number of them, or a share of the model's.
 fn budget(text: &str, visual_tokens: usize) -> Result<f64> {
-    let expected = || usage(format!("--keep {text}: expected a number of tokens or a share below 1"));
+    let expected =
+        || usage(format!("--keep {text}: expected a number of tokens or a share below 1"));
     let number: f64 = text.trim().parse().map_err(|_| expected())?;
     let tokens = if number > 0.0 && number < 1.0 { number * visual_tokens as f64 } else { number };
     if tokens.is_finite() && tokens >= 1.0 && tokens <= visual_tokens as f64 {
@@ -139,6 +141,8 @@ fn budget(text: &str, visual_tokens: usize) -> Result<f64> {
 /// A result.
 struct Found<'a> {
     args: &'a TuneArgs,
+    /// Visual tokens, mean over decoder layers.
+    budget: f64,
     space: &'a Space,
     untuned: &'a ChainSpec,
     tuned: &'a ChainSpec,
@@ -169,8 +173,7 @@ impl Found<'_> {
         let after = objective.cosines(self.tuned)?;
         let differences: Vec<(usize, f64)> =
             before.iter().zip(&after).map(|(b, a)| (b.0, a.1 - b.1)).collect();
-        let mean =
-            |v: &[(usize, f64)]| v.iter().map(|c| c.1).sum::<f64>() / objective.len() as f64;
+        let mean = |v: &[(usize, f64)]| v.iter().map(|c| c.1).sum::<f64>() / objective.len() as f64;
         let (untuned, tuned) = (mean(&before), mean(&after));
         let gain = difference(&differences).map(|e| [e.low, e.high]).unwrap_or_default();
         let record = serde_json::json!({"holdout": {
@@ -192,17 +195,17 @@ impl Found<'_> {
         &self,
         vlm: &Vlm,
         point: &[f64],
+        tried: usize,
         holdout: Option<&Holdout>,
     ) -> Result<String> {
         let mut text = format!(
-            "# Made by `secateur tune`: {} at {} visual tokens a decoder layer (mean).\n\
-             # Model {}; {} evaluations, seed {}.\n\
+            "# Made by `secateur tune`: {} at {:.1} visual tokens a decoder layer (mean).\n\
+             # Model {}; {tried} evaluations, seed {}.\n\
              # Mean cosine of the last prompt token's final state with the unpruned run:\n\
              # {:.5} untuned, {:.5} tuned on the search's prompts.\n",
             self.args.pruner,
-            self.args.keep,
+            self.budget,
             vlm.info().name,
-            self.args.evals,
             self.args.seed,
             self.on_search,
             self.found
@@ -230,20 +233,22 @@ impl Found<'_> {
         let values = || search.tried().iter().map(|t| t.value);
         let dots = values().enumerate().map(|(i, v)| (i as f64, v)).collect();
         let mut best = f64::NEG_INFINITY;
-        let line = values()
-            .enumerate()
-            .map(|(i, v)| {
-                best = best.max(v);
-                (i as f64, best)
-            })
-            .collect();
+        let mut line = Vec::new();
+        for (i, value) in values().enumerate() {
+            // Two points where it rises: a step.
+            if i > 0 && value > best {
+                line.push((i as f64, best));
+            }
+            best = best.max(value);
+            line.push((i as f64, best));
+        }
         let mut sorted: Vec<f64> = values().filter(|v| v.is_finite()).collect();
         sorted.sort_by(f64::total_cmp);
         // The worst proposals would flatten everything else.
         let low = sorted.get(sorted.len() / 10).copied().unwrap_or(0.0);
         let shown = [low.min(self.on_search), self.found, self.on_search];
         Chart {
-            title: format!("Tuning {} at {} tokens", self.args.pruner, self.args.keep),
+            title: format!("Tuning {} at {:.1} visual tokens", self.args.pruner, self.budget),
             subtitle: format!("{model}; dots: single evaluations (the worst tenth lies below)"),
             x: Axis::linear("evaluation", [0.0, search.tried().len() as f64].into_iter()),
             y: Axis::linear("mean cosine with the unpruned final state", shown.into_iter()),

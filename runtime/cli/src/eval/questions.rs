@@ -108,7 +108,11 @@ pub(crate) fn folder(folder: &Path, prompts: &[String]) -> Result<Vec<Question>>
         text: prompt.clone(),
         truth: Truth::Unknown,
     };
-    Ok(paths.iter().flat_map(|p| prompts.iter().enumerate().map(move |q| (p, q))).map(ask).collect())
+    Ok(paths
+        .iter()
+        .flat_map(|p| prompts.iter().enumerate().map(move |q| (p, q)))
+        .map(ask)
+        .collect())
 }
 
 fn is_picture(path: &Path) -> bool {
@@ -212,7 +216,8 @@ mod tests {
 
     #[test]
     fn pope_lines_are_read() {
-        let line = r#"{"question_id": 7, "image": "a.jpg", "text": "Is there a dog?", "label": "no"}"#;
+        let line =
+            r#"{"question_id": 7, "image": "a.jpg", "text": "Is there a dog?", "label": "no"}"#;
         let (_folder, path) = write("pope.json", line);
         let question = load(&path, Some(Path::new("pics"))).unwrap().remove(0);
         assert_eq!((question.id.as_str(), question.task.as_str()), ("7", "is-there"));
@@ -228,7 +233,10 @@ mod tests {
             (r#"{"id": "x", "task": "t", "question": "q", "answer": "a"}"#, "no `image`"),
             (r#"{"image": 5}"#, "`image` is 5, expected a text"),
             (r#"{"question_id": 1, "image": "i", "text": "t", "label": "perhaps"}"#, "`label`"),
-            (r#"{"id": "x", "image": "i", "task": "describe", "question": "q", "answer": "a", "objects": [{}]}"#, "`kind`"),
+            (
+                r#"{"id": "x", "image": "i", "task": "describe", "question": "q", "answer": "a", "objects": [{}]}"#,
+                "`kind`",
+            ),
         ] {
             let good = OURS.lines().next().unwrap();
             let (_folder, path) = write("q.jsonl", &format!("{good}\n{line}\n"));

@@ -144,14 +144,15 @@ impl Context<'_> {
         let differences: Vec<Option<f64>> =
             scores.iter().zip(&dense_scores).map(|(s, d)| Some((*s)? - (*d)?)).collect();
         let dense_answer = |q: usize| dense.records[0][q].answer.as_str();
-        let same = group.values(|q, r| {
-            Some(f64::from(u8::from(normal(&r.answer) == normal(dense_answer(q)))))
-        });
+        let same = group
+            .values(|q, r| Some(f64::from(u8::from(normal(&r.answer) == normal(dense_answer(q))))));
         let words = group.values(|q, r| Some(common_words(&r.answer, dense_answer(q))));
-        let pool = self.groups.iter().find(|g| g.run.name == "pool" && g.run.keep == group.run.keep);
+        let pool =
+            self.groups.iter().find(|g| g.run.name == "pool" && g.run.keep == group.run.keep);
         let hard = pool.map(|pool| {
             let pool = pool.values(|_, r| r.score);
-            let is_hard = |q: usize| dense_scores[q] == Some(1.0) && pool[q].is_some_and(|s| s < 1.0);
+            let is_hard =
+                |q: usize| dense_scores[q] == Some(1.0) && pool[q].is_some_and(|s| s < 1.0);
             let kept: Vec<Option<f64>> =
                 (0..scores.len()).map(|q| scores[q].filter(|_| is_hard(q))).collect();
             self.placed(&kept)
@@ -222,8 +223,19 @@ impl Report {
     pub(crate) fn text(&self) -> String {
         let mut rows = vec![
             [
-                "chain", "keep", "tokens", "score %", "95 %", "to dense", "95 %", "pool fails",
-                "same %", "words %", "prune ms", "prefill ms", "all ms",
+                "chain",
+                "keep",
+                "tokens",
+                "score %",
+                "95 %",
+                "to dense",
+                "95 %",
+                "pool fails",
+                "same %",
+                "words %",
+                "prune ms",
+                "prefill ms",
+                "all ms",
             ]
             .map(str::to_owned)
             .to_vec(),
@@ -245,8 +257,7 @@ impl Report {
                 format!("{:.2}", row.ms[2]),
             ]);
         }
-        let align: Vec<Align> =
-            std::iter::once(Align::Left).chain([Align::Right; 12]).collect();
+        let align: Vec<Align> = std::iter::once(Align::Left).chain([Align::Right; 12]).collect();
         let mut out = table(&rows, &align);
         let _ = writeln!(out);
         out.push_str(&self.legend());
@@ -385,7 +396,7 @@ impl Report {
         let levels: Vec<Level> = self
             .rows
             .first()
-            .and_then(|row| value(row))
+            .and_then(value)
             .filter(|_| scored)
             .map(|e| Level {
                 name: "unpruned".into(),
@@ -395,20 +406,27 @@ impl Report {
             .into_iter()
             .collect();
         let places = series.iter().flat_map(|s| &s.points);
-        let (low, high) = places
-            .clone()
-            .fold((f64::INFINITY, 0.0f64), |(l, h), p| (l.min(p.0), h.max(p.0)));
+        let (low, high) =
+            places.clone().fold((f64::INFINITY, 0.0f64), |(l, h), p| (l.min(p.0), h.max(p.0)));
         let ends = levels.iter().flat_map(|l| l.band.into_iter().flatten());
         let label = if scored { "score, %" } else { "words in common with unpruned answers, %" };
         Chart {
-            title: if scored { "Score against visual tokens" } else { "Agreement against visual tokens" }
-                .into(),
+            title: if scored {
+                "Score against visual tokens"
+            } else {
+                "Agreement against visual tokens"
+            }
+            .into(),
             subtitle: format!(
                 "{model}; {} questions about {} pictures; grey band: 95 % of the unpruned model",
                 self.questions, self.pictures
             ),
-            x: Axis::powers_of_two("visual tokens a decoder layer, mean (log scale)", low.max(1.0), high.max(2.0))
-                .reversed(),
+            x: Axis::powers_of_two(
+                "visual tokens a decoder layer, mean (log scale)",
+                low.max(1.0),
+                high.max(2.0),
+            )
+            .reversed(),
             y: Axis::linear(label, places.map(|p| p.1).chain(ends)),
             series,
             levels,

@@ -148,7 +148,10 @@ impl Plan {
             if pruners.is_empty() && chains.is_empty() { known.clone() } else { pruners.to_vec() };
         for name in named.iter().filter(|n| !BASELINES.contains(&n.as_str())) {
             if !known.contains(name) {
-                return Err(usage(format!("unknown pruner `{name}`; known are {}", known.join(", "))));
+                return Err(usage(format!(
+                    "unknown pruner `{name}`; known are {}",
+                    known.join(", ")
+                )));
             }
             if let Some((_, why)) = STREAMS_ONLY.iter().find(|s| s.0 == name) {
                 plan.notes.push(format!("{name} is left out: {why}"));
@@ -210,13 +213,7 @@ impl Plan {
         Ok(())
     }
 
-    fn at_budgets(
-        &mut self,
-        vlm: &Vlm,
-        name: &str,
-        template: &str,
-        keep: &[usize],
-    ) -> Result<()> {
+    fn at_budgets(&mut self, vlm: &Vlm, name: &str, template: &str, keep: &[usize]) -> Result<()> {
         let mut last = Vec::new();
         for &budget in keep {
             let (spec, rule) = at_budget(vlm, template, budget)?;
@@ -277,9 +274,8 @@ pub(crate) fn at_budget(vlm: &Vlm, template: &str, budget: usize) -> Result<(Cha
         let resolved = vlm.resolve(&fill(template, keep, layers)?)?;
         Ok(planned_mean(&resolved, info))
     };
-    let fits = |keep: usize| -> Result<bool> {
-        Ok(mean(keep)?.is_none_or(|m| m <= budget as f64 + 1e-9))
-    };
+    let fits =
+        |keep: usize| -> Result<bool> { Ok(mean(keep)?.is_none_or(|m| m <= budget as f64 + 1e-9)) };
     // The mean does not depend on `keep`, or nothing is to be cut.
     if budget >= all || fits(all)? {
         return Ok((fill(template, budget, layers)?, Rule::Mean));

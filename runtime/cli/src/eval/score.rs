@@ -7,8 +7,22 @@
 //!   by the first.
 
 const COLOURS: [&str; 16] = [
-    "red", "green", "blue", "yellow", "orange", "purple", "pink", "black", "white", "grey",
-    "brown", "cyan", "magenta", "turquoise", "violet", "beige",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "orange",
+    "purple",
+    "pink",
+    "black",
+    "white",
+    "grey",
+    "brown",
+    "cyan",
+    "magenta",
+    "turquoise",
+    "violet",
+    "beige",
 ];
 const NUMBERS: [&str; 13] = [
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -117,9 +131,10 @@ fn number(word: &str) -> Option<u64> {
 
 /// The first four location tokens `<locNN>` of a text.
 fn location_bins(text: &str) -> Option<[f64; 4]> {
-    let mut bins = text.split("<loc").skip(1).filter_map(|rest| {
-        rest.split_once('>').and_then(|(digits, _)| digits.parse::<f64>().ok())
-    });
+    let mut bins = text
+        .split("<loc")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('>').and_then(|(digits, _)| digits.parse::<f64>().ok()));
     Some([bins.next()?, bins.next()?, bins.next()?, bins.next()?])
 }
 

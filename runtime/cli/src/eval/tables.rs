@@ -44,9 +44,8 @@ pub(super) fn read(name: &str, text: &str, pictures: &Path) -> Result<Vec<Questi
         let record = record.with_context(|| name.to_owned())?;
         let line = record.position().map_or(0, csv::Position::line);
         let row = Row { record: &record, columns: &columns };
-        let question = row
-            .question(pictures, &mut known)
-            .with_context(|| format!("{name}, line {line}"))?;
+        let question =
+            row.question(pictures, &mut known).with_context(|| format!("{name}, line {line}"))?;
         questions.push(question);
     }
     Ok(questions)
@@ -69,17 +68,12 @@ impl Row<'_> {
         self.cell(column).with_context(|| format!("no `{column}`"))
     }
 
-    fn question(
-        &self,
-        pictures: &Path,
-        known: &mut BTreeMap<String, Picture>,
-    ) -> Result<Question> {
+    fn question(&self, pictures: &Path, known: &mut BTreeMap<String, Picture>) -> Result<Question> {
         let id = self.needed("index")?.to_owned();
         let picture = self.picture(pictures, known, &id)?;
         known.insert(id.clone(), picture.clone());
-        let options: Vec<(char, String)> = ('A'..='H')
-            .filter_map(|c| Some((c, self.cell(&c.to_string())?.to_owned())))
-            .collect();
+        let options: Vec<(char, String)> =
+            ('A'..='H').filter_map(|c| Some((c, self.cell(&c.to_string())?.to_owned()))).collect();
         let answer = self.needed("answer")?;
         let mut text = String::new();
         if let Some(hint) = self.cell("hint") {

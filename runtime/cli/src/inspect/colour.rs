@@ -30,9 +30,10 @@ const ANCHORS: [Rgb; 9] = [
     [252, 255, 164],
 ];
 
-/// The colour of a share in [0, 1].
+/// The colour of a share in [0, 1]; what is no number looks like 0.
 pub(crate) fn heat(share: f32) -> Rgb {
-    let at = share.clamp(0.0, 1.0) * (ANCHORS.len() - 1) as f32;
+    let share = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
+    let at = share * (ANCHORS.len() - 1) as f32;
     let low = (at as usize).min(ANCHORS.len() - 2);
     mix(ANCHORS[low], ANCHORS[low + 1], at - low as f32)
 }

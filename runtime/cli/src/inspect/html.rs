@@ -8,7 +8,9 @@
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use image::ImageEncoder;
+use image::codecs::jpeg::JpegEncoder;
+use image::codecs::png::PngEncoder;
+use image::{ImageEncoder, RgbImage};
 use serde_json::{Value, json};
 
 use super::png::scaled;
@@ -17,6 +19,8 @@ use super::{Scene, View, score_range};
 const PAGE: &str = include_str!("page.html");
 /// Longest side of a picture inside the page, pixels.
 const LONGEST: u32 = 1024;
+/// Up to that side pictures are stored without loss.
+const EXACT: u32 = 512;
 
 /// The page as one HTML file.
 ///
@@ -35,18 +39,8 @@ fn data(scene: &Scene) -> Result<Value> {
             // Small pictures stay as they are: the browser enlarges them.
             let longest = clip.width().max(clip.height()).min(LONGEST);
             let picture = scaled(clip, longest);
-            let mut jpeg = Vec::new();
-            image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 90)
-                .write_image(
-                    picture.as_raw(),
-                    picture.width(),
-                    picture.height(),
-                    image::ExtendedColorType::Rgb8,
-                )
-                .context("a picture cannot be written as JPEG")?;
             Ok(json!({
-                "width": clip.width(), "height": clip.height(),
-                "src": format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)),
+                "width": clip.width(), "height": clip.height(), "src": data_uri(&picture)?,
             }))
         })
         .collect::<Result<Vec<Value>>>()?;
@@ -66,6 +60,22 @@ fn data(scene: &Scene) -> Result<Value> {
         "answer": scene.answer, "visual_in": scene.visual_in, "pictures": pictures,
         "stages": stages, "views": views,
     }))
+}
+
+/// A picture as part of the page: exact while it is small, else as JPEG.
+fn data_uri(picture: &RgbImage) -> Result<String> {
+    let (width, height) = picture.dimensions();
+    let colour = image::ExtendedColorType::Rgb8;
+    let mut bytes = Vec::new();
+    let (kind, encoded) = if width.max(height) <= EXACT {
+        let encoder = PngEncoder::new(&mut bytes);
+        ("png", encoder.write_image(picture.as_raw(), width, height, colour))
+    } else {
+        let encoder = JpegEncoder::new_with_quality(&mut bytes, 90);
+        ("jpeg", encoder.write_image(picture.as_raw(), width, height, colour))
+    };
+    encoded.context("a picture cannot be encoded")?;
+    Ok(format!("data:image/{kind};base64,{}", STANDARD.encode(bytes)))
 }
 
 /// Columns rather than objects: a page with 2,880 cells stays small.

@@ -255,9 +255,7 @@ fn arrange(grids: &[Grid]) -> (Vec<usize>, Vec<(usize, String)>) {
         let fits = |view: &Vec<usize>| {
             view.iter().all(|&other| {
                 let other = &grids[other];
-                other.picture == grid.picture
-                    && other.frame == grid.frame
-                    && !overlap(other, grid)
+                other.picture == grid.picture && other.frame == grid.frame && !overlap(other, grid)
             })
         };
         let view = views.iter().position(fits).unwrap_or_else(|| {
@@ -316,7 +314,11 @@ mod tests {
         }
     }
 
-    fn report(tokens: TokenMap, before: usize, scores: Option<(Vec<u32>, Vec<f32>)>) -> StageReport {
+    fn report(
+        tokens: TokenMap,
+        before: usize,
+        scores: Option<(Vec<u32>, Vec<f32>)>,
+    ) -> StageReport {
         StageReport {
             entry: 0,
             drop: None,
@@ -329,6 +331,7 @@ mod tests {
             recycled: Vec::new(),
             scores,
             tokens,
+            notes: Vec::new(),
         }
     }
 
@@ -350,11 +353,8 @@ mod tests {
             report(second, 3, None),
         ];
         let views = views(&dense, &reports);
-        let fates: Vec<String> = views[0]
-            .cells
-            .iter()
-            .map(|c| c.fates.iter().map(|f| f.letter()).collect())
-            .collect();
+        let fates: Vec<String> =
+            views[0].cells.iter().map(|c| c.fates.iter().map(|f| f.letter()).collect()).collect();
         assert_eq!(fates, ["cd", "kk", "ad", "kd"]);
         assert_eq!(views[0].cells[1].scores, [Some(2.0), None]);
         assert_eq!(views[0].cells[3].scores, [None, None]);

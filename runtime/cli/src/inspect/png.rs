@@ -16,6 +16,8 @@ use super::{Fate, Scene, View, font, score_range};
 const PANEL: u32 = 400;
 /// Between panels, pixels.
 const GAP: u32 = 16;
+/// From one line of text to the next, pixels.
+const LINE: u32 = 22;
 /// Two lines of text above a panel, pixels.
 const HEAD: u32 = 44;
 
@@ -94,8 +96,11 @@ fn draw(scene: &Scene) -> RgbImage {
         .map(|v| panels.get(v.picture).map_or(PANEL, RgbImage::height).max(150))
         .collect();
     let width = (columns * (PANEL + GAP) + GAP).max(2 * (PANEL + GAP) + GAP);
-    let top = GAP + HEAD;
+    let said = wrap(&said(scene), ((width - 2 * GAP) / font::ADVANCE) as usize, 3);
+    let top = 2 * GAP + (1 + said.len() as u32) * LINE;
     let has_scores = |v: &View| (0..scene.stages.len()).any(|s| score_range(v, s).is_some());
+    // The place below the first picture is free where scores are drawn.
+    let key_beside = scene.views.first().is_some_and(&has_scores);
     let height: u32 = top
         + scene
             .views
@@ -103,13 +108,15 @@ fn draw(scene: &Scene) -> RgbImage {
             .zip(&heights)
             .map(|(v, h)| (h + HEAD + GAP) * if has_scores(v) { 2 } else { 1 })
             .sum::<u32>()
-        + key_height();
+        + if key_beside { 0 } else { key_height() };
     let mut canvas =
         Canvas { image: RgbImage::from_pixel(width, height, image::Rgb(colour::GROUND)) };
     canvas.text(GAP, GAP, &format!("{}   {}", scene.model, scene.chain), colour::INK, width - GAP);
-    let answer = format!("{}  {}", scene.question, scene.answer);
-    canvas.text(GAP, GAP + 22, &answer.replace('\n', " "), colour::FAINT, width - GAP);
+    for (i, line) in said.iter().enumerate() {
+        canvas.text(GAP, GAP + (1 + i as u32) * LINE, line, colour::FAINT, width - GAP);
+    }
     let mut y = top;
+    let mut first = key_beside;
     for (view, &panel_height) in scene.views.iter().zip(&heights) {
         let Some(picture) = panels.get(view.picture) else { continue };
         let clip = &scene.clips[view.picture];
@@ -135,6 +142,10 @@ fn draw(scene: &Scene) -> RgbImage {
         if !has_scores(view) {
             continue;
         }
+        if first {
+            key(&mut canvas, y + HEAD);
+            first = false;
+        }
         for s in 0..scene.stages.len() {
             let x = GAP + (s as u32 + 1) * (PANEL + GAP);
             let Some((low, high)) = score_range(view, s) else {
@@ -149,8 +160,35 @@ fn draw(scene: &Scene) -> RgbImage {
         }
         y += panel_height + HEAD + GAP;
     }
-    key(&mut canvas, y);
+    if !key_beside {
+        key(&mut canvas, y);
+    }
     canvas.image
+}
+
+fn said(scene: &Scene) -> String {
+    format!("{}  >  {}", scene.question, scene.answer)
+}
+
+/// Lines of at most `width` letters, at most `most` of them.
+fn wrap(text: &str, width: usize, most: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is always a line");
+        if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
+            lines.push(word.to_owned());
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    if lines.len() > most {
+        lines.truncate(most);
+        lines[most - 1].push_str(" ..");
+    }
+    lines
 }
 
 fn head(canvas: &mut Canvas, x: u32, y: u32, title: &str, note: &str) {
@@ -355,10 +393,9 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_kept_keeps_its_colours_and_the_rest_loses_them() {
-        let scene = scene();
-        let canvas = draw(&scene);
+        let canvas = draw(&scene());
         let x = GAP + PANEL + GAP;
-        let y = GAP + HEAD + HEAD;
+        let y = 2 * GAP + 2 * LINE + HEAD;
         assert_eq!(canvas.get_pixel(x + 100, y + 100).0, [200, 40, 40]);
         let [r, g, b] = canvas.get_pixel(x + 300, y + 100).0;
         assert!(r.abs_diff(g) < 12 && g.abs_diff(b) < 12 && r < 80, "{r} {g} {b}");
@@ -369,6 +406,13 @@ pub(crate) mod tests {
         let bytes = montage(&scene()).unwrap();
         let image = image::load_from_memory(&bytes).unwrap();
         assert!(image.width() > 2 * PANEL && image.height() > PANEL);
+    }
+
+    #[test]
+    fn text_is_wrapped_between_words() {
+        assert_eq!(wrap("aa bb cc", 5, 3), ["aa bb", "cc"]);
+        assert_eq!(wrap("aa bb cc", 2, 2), ["aa", "bb .."]);
+        assert_eq!(wrap("", 5, 3), [""]);
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! From a chart to shapes: places, grid lines, and names that keep out of each other's way.
 
-use super::scene::{
-    Anchor, Colour, FAINT, GREY, HEIGHT, INK, Marker, PALETTE, Shape, Size, WIDTH,
-};
+use super::scene::{Anchor, Colour, FAINT, GREY, HEIGHT, INK, Marker, PALETTE, Shape, Size, WIDTH};
 use super::{Chart, Look};
 
 const TOP: f64 = 92.0;
@@ -10,7 +8,7 @@ const BOTTOM: f64 = HEIGHT - 58.0;
 const LEFT: f64 = 64.0;
 /// Least distance between the baselines of two names.
 const NAME_STEP: f64 = 15.0;
-const BAND: Colour = [238, 238, 238];
+const BAND: Colour = [243, 243, 243];
 const DASHES: [&[f64]; 3] = [&[], &[7.0, 4.0], &[2.0, 3.0]];
 const MARKERS: [Marker; 4] = [Marker::Circle, Marker::Square, Marker::Triangle, Marker::Diamond];
 
@@ -35,11 +33,16 @@ fn text(at: (f64, f64), text: &str, size: Size, anchor: Anchor, colour: Colour) 
 
 /// All shapes of a chart, in drawing order.
 pub(super) fn scene(chart: &Chart) -> Vec<Shape> {
-    let widest = chart.series.iter().map(|s| Size::Small.width(&s.name)).fold(60.0, f64::max);
+    let series = chart.series.iter().map(|s| &s.name);
+    let widest = series
+        .chain(chart.levels.iter().map(|l| &l.name))
+        .map(|name| Size::Small.width(name))
+        .fold(60.0, f64::max);
     let frame = Frame { chart, right: (WIDTH - widest - 44.0).max(WIDTH / 2.0) };
     let mut shapes = Vec::new();
     shapes.push(text((LEFT - 40.0, 30.0), &chart.title, Size::Large, Anchor::Start, INK));
     shapes.push(text((LEFT - 40.0, 50.0), &chart.subtitle, Size::Small, Anchor::Start, GREY));
+    bands(&frame, &mut shapes);
     axes(&frame, &mut shapes);
     levels(&frame, &mut shapes);
     let styles = styles(chart);
@@ -57,7 +60,12 @@ pub(super) fn scene(chart: &Chart) -> Vec<Shape> {
             continue;
         }
         let width = if series.look == Look::Reference { 1.6 } else { 2.0 };
-        shapes.push(Shape::Line { points: points.clone(), width, colour: style.colour, dash: style.dash });
+        shapes.push(Shape::Line {
+            points: points.clone(),
+            width,
+            colour: style.colour,
+            dash: style.dash,
+        });
         // Beyond a few dozen points marks would hide the line.
         if points.len() <= 40 {
             shapes.extend(points.into_iter().map(|at| Shape::Mark {
@@ -101,7 +109,8 @@ fn styles(chart: &Chart) -> Vec<Style> {
 }
 
 fn axes(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
-    let line = |points: Vec<(f64, f64)>, colour| Shape::Line { points, width: 1.0, colour, dash: &[] };
+    let line =
+        |points: Vec<(f64, f64)>, colour| Shape::Line { points, width: 1.0, colour, dash: &[] };
     for (value, name) in &frame.chart.y.ticks {
         let y = frame.y(*value);
         shapes.push(line(vec![(LEFT, y), (frame.right, y)], FAINT));
@@ -119,44 +128,42 @@ fn axes(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
     shapes.push(text(above, &frame.chart.y.label, Size::Small, Anchor::Start, INK));
 }
 
+fn bands(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
+    for [low, high] in frame.chart.levels.iter().filter_map(|level| level.band) {
+        let (top, bottom) = (frame.y(high), frame.y(low));
+        let at = [LEFT, top, frame.right - LEFT, bottom - top];
+        shapes.push(Shape::Rect { at, colour: BAND });
+    }
+}
+
 fn levels(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
     for level in &frame.chart.levels {
-        if let Some([low, high]) = level.band {
-            let (top, bottom) = (frame.y(high), frame.y(low));
-            let at = [LEFT, top, frame.right - LEFT, bottom - top];
-            shapes.push(Shape::Rect { at, colour: BAND });
-        }
         let y = frame.y(level.value);
         let points = vec![(LEFT, y), (frame.right, y)];
         shapes.push(Shape::Line { points, width: 1.2, colour: GREY, dash: &[] });
-        shapes.push(text((frame.right - 4.0, y - 6.0), &level.name, Size::Small, Anchor::End, GREY));
     }
 }
 
 /// Names at the right, each at the height where its line ends if there is room, tied to that end
 /// by a thin line.
 fn names(frame: &Frame<'_>, styles: &[Style], shapes: &mut Vec<Shape>) {
-    let mut ends: Vec<(usize, (f64, f64))> = frame
+    let lines = frame.chart.series.iter().zip(styles).filter_map(|(s, style)| {
+        let last = s.points.iter().copied().max_by(|a, b| frame.x(a.0).total_cmp(&frame.x(b.0)))?;
+        Some((s.name.as_str(), style.colour, (frame.x(last.0), frame.y(last.1))))
+    });
+    let levels = frame
         .chart
-        .series
+        .levels
         .iter()
-        .enumerate()
-        .filter_map(|(i, s)| {
-            let last = s.points.iter().copied().max_by(|a, b| {
-                frame.x(a.0).total_cmp(&frame.x(b.0))
-            })?;
-            Some((i, (frame.x(last.0), frame.y(last.1))))
-        })
-        .collect();
-    ends.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
-    let wanted: Vec<f64> = ends.iter().map(|e| e.1.1).collect();
+        .map(|level| (level.name.as_str(), GREY, (frame.right, frame.y(level.value))));
+    let mut ends: Vec<(&str, Colour, (f64, f64))> = lines.chain(levels).collect();
+    ends.sort_by(|a, b| a.2.1.total_cmp(&b.2.1));
+    let wanted: Vec<f64> = ends.iter().map(|e| e.2.1).collect();
     let places = spread(&wanted, NAME_STEP, TOP, BOTTOM);
-    for ((i, end), y) in ends.into_iter().zip(places) {
+    for ((name, colour, end), y) in ends.into_iter().zip(places) {
         let x = frame.right + 30.0;
-        let colour = styles[i].colour;
         let tie = vec![(end.0 + 6.0, end.1), (frame.right + 14.0, y), (x - 4.0, y)];
         shapes.push(Shape::Line { points: tie, width: 0.7, colour: [190, 190, 190], dash: &[] });
-        let name = &frame.chart.series[i].name;
         shapes.push(text((x, y + 4.0), name, Size::Small, Anchor::Start, colour));
     }
 }
@@ -166,9 +173,7 @@ fn names(frame: &Frame<'_>, styles: &[Style], shapes: &mut Vec<Shape>) {
 fn spread(wanted: &[f64], step: f64, low: f64, high: f64) -> Vec<f64> {
     let mut groups: Vec<(f64, usize)> = Vec::new();
     let half = |count: usize| (count as f64 - 1.0) * step / 2.0;
-    let within = |center: f64, count: usize| {
-        center.min(high - half(count)).max(low + half(count))
-    };
+    let within = |center: f64, count: usize| center.min(high - half(count)).max(low + half(count));
     for &y in wanted {
         groups.push((within(y, 1), 1));
         while let [.., (a, n), (b, m)] = groups[..] {
@@ -196,7 +201,10 @@ mod tests {
             let places = spread(&wanted, NAME_STEP, TOP, BOTTOM);
             assert_eq!(places.len(), wanted.len());
             assert!(places.windows(2).all(|w| w[1] - w[0] >= NAME_STEP - 1e-9), "{places:?}");
-            assert!(places.iter().all(|&y| (TOP - 1e-9..=BOTTOM + 1e-9).contains(&y)), "{places:?}");
+            assert!(
+                places.iter().all(|&y| (TOP - 1e-9..=BOTTOM + 1e-9).contains(&y)),
+                "{places:?}"
+            );
         }
         assert_eq!(spread(&[100.0, 200.0], NAME_STEP, TOP, BOTTOM), [100.0, 200.0]);
     }

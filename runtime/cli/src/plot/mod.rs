@@ -66,7 +66,7 @@ pub(crate) struct Series {
 /// A level across the whole chart, with a band around it.
 #[derive(Clone, Debug)]
 pub(crate) struct Level {
-    /// Written above its left end.
+    /// Written at its right end.
     pub(crate) name: String,
     /// Where.
     pub(crate) value: f64,
@@ -165,7 +165,11 @@ impl Axis {
 /// The next 1, 2 or 5 times a power of ten that is not below `step`.
 fn round_step(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|&s| s >= step * 0.999).unwrap_or(power)
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|m| m * power)
+        .find(|&s| s >= step * 0.999)
+        .unwrap_or(power)
 }
 
 #[cfg(test)]

@@ -104,7 +104,8 @@ struct Sheet(RgbImage);
 
 impl Sheet {
     fn blend(&mut self, x: i64, y: i64, colour: Colour, alpha: f64) {
-        let inside = x >= 0 && y >= 0 && x < i64::from(self.0.width()) && y < i64::from(self.0.height());
+        let inside =
+            x >= 0 && y >= 0 && x < i64::from(self.0.width()) && y < i64::from(self.0.height());
         if !inside || alpha <= 0.0 {
             return;
         }

@@ -17,7 +17,9 @@ pub(super) fn corners(marker: Marker, (x, y): (f64, f64), r: f64) -> Option<Vec<
     let s = r * 0.9;
     match marker {
         Marker::Circle => None,
-        Marker::Square => Some(vec![(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)]),
+        Marker::Square => {
+            Some(vec![(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)])
+        }
         Marker::Triangle => {
             Some(vec![(x, y - r * 1.2), (x + r * 1.1, y + r * 0.8), (x - r * 1.1, y + r * 0.8)])
         }

@@ -95,10 +95,7 @@ const ROWS: &[Row] = &[
     Row {
         pruner: "debiased",
         chain: "debiased:inner={type=fastv;layer={layer};keep={keep}}:trend={kind=exp;rate={rate}}",
-        parameters: &[
-            whole("layer", 1.0, End::DecoderLayer, 2.0),
-            real("rate", -3.0, 3.0, 1.027),
-        ],
+        parameters: &[whole("layer", 1.0, End::DecoderLayer, 2.0), real("rate", -3.0, 3.0, 1.027)],
     },
     Row {
         pruner: "pyramid_drop",
@@ -277,7 +274,10 @@ mod tests {
                     let mean = mean_tokens((n * e) as usize, &cuts, layers[2]) / n;
                     // Everything is used unless the last layers already keep all.
                     assert!(mean <= 0.1 + 1e-5, "{layers:?} {multiple} {keep1}: {mean}");
-                    assert!(mean > 0.1 - 1e-5 || two == 1.0, "{layers:?} {multiple} {keep1}: {mean}");
+                    assert!(
+                        mean > 0.1 - 1e-5 || two == 1.0,
+                        "{layers:?} {multiple} {keep1}: {mean}"
+                    );
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The operation set: what encoders and decoders are written against.
 //!
-//! About twenty operations on `[rows, cols]` tensors. [`reference`] is their definition in plain
+//! About twenty operations on `[rows, cols]` tensors. [`mod@reference`] is their definition in plain
 //! loops; [`cpu`] is fast; every kernel is tested against the reference over the same case list.
 //!
 //! Invariants

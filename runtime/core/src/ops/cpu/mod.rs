@@ -124,6 +124,7 @@ impl Ops for CpuOps {
         biases: &[Option<&WeightView>],
     ) -> Result<Linear, RunError> {
         let packed = linear::pack(self.precision, &self.threads, weights, biases, false)?;
+        weights.iter().for_each(|w| w.release());
         let (inputs, outputs) = packed.shape();
         Ok(Linear { inputs, outputs, packed: PackedLinear::Cpu(Arc::new(packed)) })
     }
@@ -136,6 +137,7 @@ impl Ops for CpuOps {
     ) -> Result<Linear, RunError> {
         super::reference::check_gated(gate, up)?;
         let packed = linear::pack(self.precision, &self.threads, &[gate, up], &biases, true)?;
+        [gate, up].iter().for_each(|w| w.release());
         let (inputs, outputs) = packed.shape();
         Ok(Linear { inputs, outputs, packed: PackedLinear::Cpu(Arc::new(packed)) })
     }

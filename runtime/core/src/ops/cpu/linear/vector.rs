@@ -2,8 +2,8 @@
 //!
 //! Rows of the input are packed in blocks `[k][rows]`, so that one broadcast feeds the FMAs of two
 //! panels; a block of 12 rows by 32 outputs fills 24 of 32 AVX-512 registers. Row chunks of at most
-//! 1 MiB stay in L2 while the panels stream past. (Turns of some inputs, as with tiles, so that a
-//! part of two panels stays in L1 for all rows, and prefetching the next pair gained nothing.)
+//! 1.25 MiB stay in L2 while the panels stream past; meanwhile the next pair of panels is fetched.
+//! (Turns of some inputs, as with tiles, gained nothing.)
 //!
 //! FLOPs: `2 rows inputs outputs`. Bytes: the weights once per row chunk.
 #![allow(unsafe_code, reason = "inner loops over packed panels")]
@@ -18,7 +18,7 @@ use crate::ops::cpu::simd::{self, Job, Simd};
 use crate::ops::cpu::threads::Threads;
 
 /// Bytes of packed input that stay in L2 beside a panel.
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 5 << 18;
 /// Rows of a chunk at most: their sums stay in L1.
 const CHUNK_ROWS: usize = 240;
 /// Rows of a block that has a kernel, largest first.
@@ -86,9 +86,10 @@ fn run_with(
         _ => Kind::Wide,
     };
     let largest = largest_block(isa);
-    let chunk = (CHUNK_BYTES / (w.depth.max(1) * 4)).min(CHUNK_ROWS) / largest;
-    let chunk = chunk.max(1) * largest;
     let rows = finish.rows;
+    // Chunks of one size: a small last one would read all weights for a few rows.
+    let most = (CHUNK_BYTES / (w.depth.max(1) * 4)).clamp(largest, CHUNK_ROWS);
+    let chunk = rows.div_ceil(rows.div_ceil(most)).next_multiple_of(largest);
     let packed = scratch.take::<u32>(chunk.min(rows) * w.depth);
     for first in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - first);
@@ -195,12 +196,15 @@ impl Job for Panels<'_> {
         for pair in self.pairs {
             let count = (self.w.panels - 2 * pair).min(2);
             let panels = &self.w.words()[2 * pair * words..][..count * words];
-            for (row, size) in self.blocks {
+            for (block, (row, size)) in self.blocks.iter().enumerate() {
+                // A block fetches an eighth of the next pair, which may lie past the end.
+                let next = 2 * words + block * words / 4;
+                let next = panels.as_ptr().wrapping_add(next);
                 let a = &self.packed[row * self.w.depth..][..size * self.w.depth];
                 let sums = &mut self.sums[row * BLOCK..];
                 match self.kind {
-                    Kind::F32 => multiply::<S, false>(s, a, *size, panels, words, sums),
-                    Kind::Wide => multiply::<S, true>(s, a, *size, panels, words, sums),
+                    Kind::F32 => multiply::<S, false>(s, a, *size, panels, words, next, sums),
+                    Kind::Wide => multiply::<S, true>(s, a, *size, panels, words, next, sums),
                     #[cfg(target_arch = "x86_64")]
                     Kind::Dot => super::dot::multiply(a, *size, panels, words, sums),
                 }
@@ -219,6 +223,7 @@ fn multiply<S: Simd, const BF16: bool>(
     size: usize,
     panels: &[u32],
     words: usize,
+    next: *const u32,
     sums: &mut [f32],
 ) {
     let lines = words / PANEL;
@@ -241,7 +246,7 @@ fn multiply<S: Simd, const BF16: bool>(
             ($n:literal) => {
                 // SAFETY: `a` has groups of `size` values for every line, both streams have
                 // `lines` lines, and the sums have `size` rows of `BLOCK` columns.
-                unsafe { micro::<S, $n, BF16>(s, lines, a, base, second, out) }
+                unsafe { micro::<S, $n, BF16>(s, lines, a, base, second, next, out) }
             };
         }
         match size {
@@ -258,7 +263,7 @@ fn multiply<S: Simd, const BF16: bool>(
 }
 
 /// `MR` rows times two vectors of outputs. Rows of `out` are `BLOCK` apart, the second vector
-/// follows the first.
+/// follows the first. `next` is fetched, a line for every four.
 ///
 /// # Safety
 /// `a` has `lines * (1 + BF16)` groups of `MR` values, the streams have `lines` lines, and `out`
@@ -270,6 +275,7 @@ unsafe fn micro<S: Simd, const MR: usize, const BF16: bool>(
     a: *const f32,
     b0: *const u32,
     b1: *const u32,
+    next: *const u32,
     out: *mut f32,
 ) {
     let mut acc = [[s.splat(0.0); 2]; MR];
@@ -281,6 +287,8 @@ unsafe fn micro<S: Simd, const MR: usize, const BF16: bool>(
                 // Few rows are bound by memory; 2 KiB ahead was the best of 0, 2, 4 and 8.
                 s.prefetch(p0.wrapping_add(512));
                 s.prefetch(p1.wrapping_add(512));
+            } else if k % 4 == 0 {
+                s.prefetch_far(next.wrapping_add(k / 4 * PANEL));
             }
             if BF16 {
                 let ((e0, o0), (e1, o1)) = (s.load_pairs(p0), s.load_pairs(p1));

@@ -63,6 +63,19 @@ pub(super) trait Simd: Copy {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = p;
     }
+    /// The same, into the second level only.
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u32) {
+        #[cfg(target_arch = "x86_64")]
+        #[allow(unsafe_code, reason = "a hint, without effect on memory")]
+        // SAFETY: as above.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = p;
+    }
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
