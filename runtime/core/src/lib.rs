@@ -17,6 +17,7 @@ pub mod files;
 mod floor;
 pub mod model;
 pub mod ops;
+mod params;
 pub mod prefill;
 pub mod prune;
 pub mod signal;

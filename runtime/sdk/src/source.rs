@@ -127,10 +127,13 @@ mod tests {
         let repository = cache.path().join("models--a--b");
         std::fs::create_dir_all(repository.join("refs")).unwrap();
         std::fs::create_dir_all(repository.join("snapshots/0123abc")).unwrap();
-        std::fs::copy("/dev/null", repository.join("refs/main")).unwrap();
         assert!(cached_snapshot(cache.path(), "a/b", "main").is_err());
-        let found = cached_snapshot(cache.path(), "a/b", "0123abc").unwrap();
-        assert!(found.ends_with("snapshots/0123abc"));
+        let mut branch = std::fs::File::create(repository.join("refs/main")).unwrap();
+        std::io::Write::write_all(&mut branch, b"0123abc\n").unwrap();
+        for revision in ["main", "0123abc"] {
+            let found = cached_snapshot(cache.path(), "a/b", revision).unwrap();
+            assert!(found.ends_with("snapshots/0123abc"));
+        }
     }
 
     #[test]
