@@ -40,7 +40,7 @@ fn instant(i: u64, most: Duration) -> Duration {
 
 /// Kills the job again and again, then lets it end; compares with an undisturbed run.
 fn survives(args: &[&str], output: &str) {
-    let (count, kills) = if is_full() { (300, 100) } else { (16, 9) };
+    let (count, kills) = if is_full() { (300, 100) } else { (100, 9) };
     let calm = pictures(count);
     let began = Instant::now();
     assert!(start(calm.path(), args).wait().expect("the end").success());
