@@ -14,8 +14,8 @@
 //! | Hartmann, 6 variables | 3.3224 | 3.3118 | 2.3601 |
 //! | a bowl in steps, 5 variables | 0 | 0 | -0.325 |
 //!
-//! So little is left for a Gaussian process to gain at this number of evaluations, and none needs
-//! to be fitted (or depended on).
+//! On these functions little is left for a Gaussian process to gain at this number of evaluations;
+//! a comparison with one was not run to its end.
 //!
 //! Invariants
 //! - Proposals depend on dimension, seed, strategy and the values told so far, nothing else.
