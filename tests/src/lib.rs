@@ -89,3 +89,8 @@ pub fn workspace_files() -> Vec<PathBuf> {
     files.sort();
     files
 }
+
+/// The program of `docs/write-a-pruner.md` is compiled and run as it stands.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/write-a-pruner.md")]
+struct WriteAPruner;

@@ -110,6 +110,27 @@ fn a_batch_equals_its_members() {
 }
 
 #[test]
+fn three_sites_and_four_pictures_stand_beside_a_request_without_a_chain() {
+    let vlm = open("llava-1.5-tiny", 2);
+    // Encoder, early in the decoder, late in the decoder: each reads what the one before it left.
+    let chain = "vtc_cls:keep=48,fastv:layer=2:keep=30,trans_prune:accumulate=[5;6]:layers=[6]:\
+                 ratios=[0.3]";
+    let pictures = ["shapes-160x120.png", "banner-240x96.png", "tiles-90x150.png", "robot_0.png"];
+    let mut requests: Vec<Request> =
+        pictures.iter().map(|p| request(&[p], "What is this?", chain)).collect();
+    requests.push(request(&["shapes-160x120.png"], "What is this?", "none"));
+    let single: Vec<Answer> = requests.iter().map(|r| alone(&vlm, r)).collect();
+    for (request, answer) in vlm.batch(requests).into_iter().enumerate() {
+        let answer = answer.expect("it runs");
+        let kept: Vec<usize> = answer.report.stages.iter().map(|s| s.kept).collect();
+        let expected: &[usize] = if request < 4 { &[48, 30, 14] } else { &[] };
+        assert_eq!(kept, expected, "request {request}");
+        assert_eq!(answer.ids, single[request].ids, "request {request}");
+        assert_eq!(bits(&answer), bits(&single[request]), "request {request}");
+    }
+}
+
+#[test]
 fn one_bad_request_does_not_touch_the_others() {
     let vlm = open("llava-1.5-tiny", 2);
     let good = request(&["shapes-160x120.png"], "What is this?", "none");

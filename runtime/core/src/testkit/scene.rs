@@ -142,7 +142,10 @@ impl Scene {
                     }
                     map
                 }
-                Signal::EncoderKeys { .. } => noise.matrix(cls + patches, 8),
+                Signal::EncoderKeys { .. } => {
+                    let width = model.encoder.width / model.encoder.heads.max(1);
+                    noise.matrix(cls + patches, width)
+                }
                 Signal::EncoderFeatures => noise.matrix(cls + patches, model.encoder.width),
                 Signal::Pixels => {
                     let (width, height) =
