@@ -45,6 +45,17 @@ fn part(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(bytes);
 }
 
+/// Hash of the built-in model: another release may hold other weights.
+pub(crate) fn built_in() -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (name, content) in secateur::built_in::FILES {
+        part(&mut hasher, name.as_bytes());
+        part(&mut hasher, content);
+    }
+    part(&mut hasher, secateur::built_in::WEIGHTS);
+    short(&hasher)
+}
+
 /// Hash of a model folder.
 ///
 /// # Errors

@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use secateur::image::Limits;
 use secateur::{
-    ChainSpec, ImageAspect, ImageBackend, ModelSource, Precision, ProcessorOptions, ResolvedChain,
-    Sampling, Vlm, VlmBuilder,
+    ChainSpec, ImageAspect, ImageBackend, ModelSource, Outline, Precision, ProcessorOptions,
+    ResolvedChain, Sampling, Vlm, VlmBuilder,
 };
 
 use crate::args::{
@@ -62,6 +62,22 @@ pub(crate) fn builder(args: &ModelArgs) -> VlmBuilder {
 pub(crate) fn open(args: &ModelArgs) -> Result<Vlm> {
     let name = args.model.as_deref().unwrap_or("the built-in model");
     builder(args).open().with_context(|| format!("cannot open {name}"))
+}
+
+/// Reads what a model, or a named shape, is; none of its weights.
+///
+/// # Errors
+/// What is wrong with its files, an unknown shape.
+pub(crate) fn outline(
+    builder: VlmBuilder,
+    model: Option<&str>,
+    shape: Option<&str>,
+) -> Result<Outline> {
+    let (outline, name) = match shape {
+        Some(shape) => (builder.outline_shape(shape), shape),
+        None => (builder.outline(), model.unwrap_or("the built-in model")),
+    };
+    outline.with_context(|| format!("cannot read {name}"))
 }
 
 /// Reads a chain.
@@ -219,7 +235,7 @@ impl CaptionJob {
 pub(crate) fn model_identity(args: &ModelArgs) -> Result<String> {
     match ModelSource::parse(args.model.as_deref()).folder()? {
         Some(folder) => crate::fingerprint::model_folder(&folder),
-        None => Ok(format!("embedded {}", env!("CARGO_PKG_VERSION"))),
+        None => Ok(crate::fingerprint::built_in()),
     }
 }
 

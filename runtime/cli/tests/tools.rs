@@ -191,6 +191,27 @@ fn tokens_are_counted() {
 }
 
 #[test]
+fn tokens_and_chains_need_no_weights() {
+    let folder = pictures(0);
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/embedded");
+    std::fs::create_dir(folder.path().join("m")).unwrap();
+    for file in ["config.json", "preprocessor_config.json"] {
+        put(&folder.path().join("m").join(file), &std::fs::read(model.join(file)).unwrap());
+    }
+    let args = ["tokens", "--model", "./m", "--size", "640x480"];
+    let (code, out, err) = texts(&run(folder.path(), &args));
+    assert_eq!((code, out.contains("256  16x16")), (0, true), "{out}{err}");
+    let args = ["explain", "--model", "./m", "--prune", "vtc_cls:keep=64"];
+    let (code, out, err) = texts(&run(folder.path(), &args));
+    assert_eq!((code, out.contains("256 -> 64")), (0, true), "{out}{err}");
+    let (code, _, err) = texts(&run(folder.path(), &["explain", "--shape", "llava-1.5-8b"]));
+    assert!(code != 0 && err.contains("llava-1.5-7b"), "{err}");
+    let args = ["explain", "--shape", "llava-1.5-7b", "--prune", "preset:vtc-cls-llava1.5-64"];
+    let (code, out, err) = texts(&run(folder.path(), &args));
+    assert_eq!((code, out.contains("576 -> 64")), (0, true), "{out}{err}");
+}
+
+#[test]
 fn settings_come_from_flag_then_environment_then_file() {
     let folder = pictures(0);
     put(&folder.path().join("secateur.toml"), b"max_tokens = 7\n[caption]\nbatch_size = 3\n");

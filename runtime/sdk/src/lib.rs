@@ -22,6 +22,7 @@ mod batch;
 mod embedded;
 mod error;
 mod generate;
+mod outline;
 mod pipeline;
 mod probe;
 mod request;
@@ -32,6 +33,7 @@ mod vlm;
 
 pub use answer::{Answer, Report, Times};
 pub use error::Error;
+pub use outline::Outline;
 pub use request::Request;
 pub use secateur_core::batch::StageReport;
 pub use secateur_core::chain::{Chain, ChainSpec, Params, Registry, ResolvedChain};
@@ -52,6 +54,8 @@ pub use session::{Session, Stream};
 pub use source::ModelSource;
 pub use vlm::{Vlm, VlmBuilder, parse_chain};
 
+/// The files of the built-in model.
+pub use secateur_models::embedded as built_in;
 /// Model families: what is known, what a folder holds.
 pub use secateur_models::registry as families;
 /// Named settings of published chains.

@@ -8,9 +8,7 @@ use secateur_core::assemble::{Parts, assemble};
 use secateur_core::batch::Sequence;
 use secateur_core::chain::ResolvedChain;
 use secateur_core::error::RunError;
-use secateur_core::model::{
-    Control, Encoded, Pixels, Positions, ProcessorOptions, Prompt, VisualLayout,
-};
+use secateur_core::model::{Control, Encoded, Pixels, Positions, Prompt, VisualLayout};
 use secateur_core::prefill::prefill;
 use secateur_core::prune::Memory;
 use secateur_core::tensor::Tensor;
@@ -21,6 +19,7 @@ use secateur_models::text::Message;
 use crate::answer::{Answer, Report, Times, ms, peak_bytes};
 use crate::error::Error;
 use crate::generate::{Generation, first_tokens};
+use crate::outline::pixels;
 use crate::request::Request;
 use crate::vlm::{Model, Vlm};
 
@@ -71,12 +70,7 @@ impl Vlm {
         let started = Instant::now();
         let model = &*self.model;
         request.control.check()?;
-        let options = ProcessorOptions { pictures: request.clips.len(), ..model.options };
-        let pixels = request
-            .clips
-            .iter()
-            .map(|clip| model.processor.process(clip, &options))
-            .collect::<Result<Vec<Pixels>, _>>()?;
+        let pixels = pixels(&*model.processor, &request.clips, &model.options)?;
         let process = started.elapsed();
         let views: Vec<&Pixels> = pixels.iter().collect();
         let layout = model.family.layout(&views)?;

@@ -14,6 +14,7 @@ use secateur_models::registry::LoadedModel;
 use secateur_models::text::TextModel;
 
 use crate::error::Error;
+use crate::outline::Outline;
 use crate::session::Session;
 use crate::source::ModelSource;
 
@@ -184,18 +185,32 @@ impl VlmBuilder {
         self.assemble(&files, weights, ops)
     }
 
+    /// Reads what the model is, and none of its weights.
+    ///
+    /// # Errors
+    /// As [`VlmBuilder::open`], as far as the configuration goes.
+    pub fn outline(self) -> Result<Outline, Error> {
+        let files = match self.source.folder()? {
+            None => crate::embedded::open()?.0,
+            Some(folder) => ModelFiles::folder(&folder)?,
+        };
+        Outline::read(&files, self.load, self.options, self.registry)
+    }
+
+    /// [`VlmBuilder::outline`] of a named shape.
+    ///
+    /// # Errors
+    /// An unknown shape.
+    pub fn outline_shape(self, shape: &str) -> Result<Outline, Error> {
+        Outline::read(&shape_files(shape)?, self.load, self.options, self.registry)
+    }
+
     /// A model of a named shape with random weights, for benchmarks.
     ///
     /// # Errors
     /// An unknown shape.
     pub fn open_random(self, shape: &str, seed: u64) -> Result<Vlm, Error> {
-        let files = secateur_models::shapes::shape(shape).ok_or_else(|| Error::Model {
-            model: shape.to_owned(),
-            reason: format!(
-                "no such shape; known are {}",
-                secateur_models::shapes::SHAPES.join(", ")
-            ),
-        })?;
+        let files = shape_files(shape)?;
         let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
         let weights = Weights::random(seed, self.precision.dtype());
         self.assemble(&files, weights, ops)
@@ -222,4 +237,11 @@ impl VlmBuilder {
         };
         Ok(Vlm { model: Arc::new(model) })
     }
+}
+
+fn shape_files(shape: &str) -> Result<ModelFiles, Error> {
+    secateur_models::shapes::shape(shape).ok_or_else(|| Error::Model {
+        model: shape.to_owned(),
+        reason: format!("no such shape; known are {}", secateur_models::shapes::SHAPES.join(", ")),
+    })
 }

@@ -50,6 +50,9 @@ pub(crate) struct AskArgs {
 pub(crate) struct ExplainArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// A named shape instead of a model (a wrong name lists the known ones)
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub(crate) shape: Option<String>,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
     /// One JSON object instead of a table
@@ -176,6 +179,9 @@ pub(crate) struct TokensArgs {
     /// Model: a folder or a hub id [default: the built-in model]
     #[arg(short, long, value_name = "DIR|REPO")]
     pub(crate) model: Option<String>,
+    /// A named shape instead of a model (a wrong name lists the known ones)
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub(crate) shape: Option<String>,
     /// Scale pictures down to that many pixels, for families that scale by area
     #[arg(long, value_name = "N", value_parser = super::values::count)]
     pub(crate) max_pixels: Option<u64>,

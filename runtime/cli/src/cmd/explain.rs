@@ -36,13 +36,17 @@ struct Stage {
 /// A chain that does not fit the model, a model that cannot be opened.
 pub(crate) fn run(args: &ExplainArgs, console: &Console) -> Result<Outcome> {
     let spec = job::chain(&args.chain)?;
-    let vlm = job::open(&args.model)?;
+    let model = job::outline(
+        job::builder(&args.model),
+        args.model.model.as_deref(),
+        args.shape.as_deref(),
+    )?;
     if !args.json {
-        console.words(&vlm.explain(&spec)?)?;
+        console.words(&model.explain(&spec)?)?;
         return Ok(Outcome::Done);
     }
-    let resolved = vlm.resolve(&spec)?;
-    let info = vlm.info();
+    let resolved = model.resolve(&spec)?;
+    let info = model.info();
     let (mut current, mut entered) = (info.visual_tokens, info.visual_tokens);
     let mut stages = Vec::new();
     for stage in &resolved.stages {

@@ -1,10 +1,12 @@
-//! `tokens`: how many visual tokens pictures become, picture by picture and tile by tile.
+//! `tokens`: how many visual tokens pictures become, picture by picture and tile by tile, without
+//! reading a weight.
 
-use anyhow::{Context, Result};
-use secateur::{Clip, Request, Vlm};
+use anyhow::Result;
+use secateur::{Clip, Outline, Vlm};
 
 use crate::args::TokensArgs;
 use crate::cmd::ask::picture;
+use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, clean_line, table};
 
@@ -26,14 +28,14 @@ pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
     if args.image.is_empty() && args.size.is_empty() {
         return Err(usage("name a picture with --image, or a size with --size WxH"));
     }
-    let vlm = open(args)?;
+    let outline = open(args)?;
     let limits = secateur::image::Limits::default();
     let mut counted = Vec::new();
     for path in &args.image {
-        counted.push(count(&vlm, &path.display().to_string(), picture(path, &limits)?)?);
+        counted.push(count(&outline, &path.display().to_string(), picture(path, &limits)?)?);
     }
     for size in &args.size {
-        counted.push(count(&vlm, size, blank(size)?)?);
+        counted.push(count(&outline, size, blank(size)?)?);
     }
     if args.json {
         let pictures: Vec<serde_json::Value> = counted
@@ -46,7 +48,7 @@ pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
                 })
             })
             .collect();
-        let model = &vlm.info().name;
+        let model = &outline.info().name;
         console.json(&serde_json::json!({
             "schema": "secateur.tokens/1", "model": model, "pictures": pictures,
         }))?;
@@ -65,26 +67,22 @@ pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn open(args: &TokensArgs) -> Result<Vlm> {
+fn open(args: &TokensArgs) -> Result<Outline> {
     let side = |n: Option<u64>| n.and_then(|n| usize::try_from(n).ok());
     let options = secateur::ProcessorOptions {
         max_pixels: side(args.max_pixels),
         min_pixels: side(args.min_pixels),
         ..secateur::ProcessorOptions::default()
     };
-    let name = args.model.as_deref().unwrap_or("the built-in model");
-    Vlm::builder(secateur::ModelSource::parse(args.model.as_deref()))
-        .image_options(options)
-        .open()
-        .with_context(|| format!("cannot open {name}"))
+    let builder = Vlm::builder(secateur::ModelSource::parse(args.model.as_deref()));
+    job::outline(builder.image_options(options), args.model.as_deref(), args.shape.as_deref())
 }
 
-fn count(vlm: &Vlm, name: &str, clip: Clip) -> Result<Counted> {
+fn count(outline: &Outline, name: &str, clip: Clip) -> Result<Counted> {
     let (width, height) = (clip.width(), clip.height());
-    let request = Request::new("x").clip(clip).max_tokens(0).detail();
-    let report = vlm.session().ask(request)?.finish()?.report;
-    let grids = report.dense.grids.iter().map(|g| (g.rows, g.cols)).collect();
-    Ok(Counted { name: name.to_owned(), width, height, tokens: report.visual_in, grids })
+    let map = outline.tokens(&[clip])?;
+    let grids = map.grids.iter().map(|g| (g.rows, g.cols)).collect();
+    Ok(Counted { name: name.to_owned(), width, height, tokens: map.len(), grids })
 }
 
 /// A black picture of a size.

@@ -1,0 +1,91 @@
+//! A model without its weights: what it is, what a chain would do on it, how many tokens a picture
+//! becomes.
+//!
+//! Invariants
+//! - Only the small files of a model are read, so a folder whose weights are still being copied
+//!   (or a named shape, which has none) can be asked.
+//! - Tokens are counted by the processor and the layout that a run uses: the counts are a run's.
+
+use secateur_core::chain::{ChainSpec, Registry, ResolvedChain};
+use secateur_core::clip::Clip;
+use secateur_core::error::InputError;
+use secateur_core::files::ModelFiles;
+use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
+use secateur_core::tokens::TokenMap;
+use secateur_models::ModelOptions;
+use secateur_models::registry::Description;
+
+use crate::error::Error;
+
+/// A model that is described and not loaded. From [`crate::VlmBuilder::outline`].
+///
+/// ```
+/// use secateur::{Clip, ModelSource, Vlm, parse_chain};
+/// let outline = Vlm::builder(ModelSource::Embedded).outline()?;
+/// let picture = Clip::picture("grey", 640, 480, vec![128u8; 640 * 480 * 3])?;
+/// assert_eq!(outline.tokens(&[picture])?.len(), 256);
+/// assert!(outline.explain(&parse_chain("vtc_cls:keep=64")?)?.contains("256 -> 64"));
+/// # Ok::<(), secateur::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Outline {
+    description: Description,
+    processor: Box<dyn Processor>,
+    options: ProcessorOptions,
+    registry: Registry,
+}
+
+impl Outline {
+    pub(crate) fn read(
+        files: &ModelFiles,
+        load: ModelOptions,
+        options: ProcessorOptions,
+        registry: Registry,
+    ) -> Result<Self, Error> {
+        let description = secateur_models::registry::describe(files, load)?;
+        let family = description.entry.model_type;
+        let processor = secateur_encoders::processors::from_files(files, family)?;
+        Ok(Self { description, processor, options, registry })
+    }
+
+    /// What the model is and offers.
+    pub fn info(&self) -> &ModelInfo {
+        self.description.info()
+    }
+
+    /// Plans a chain for this model.
+    ///
+    /// # Errors
+    /// Unknown pruners and parameters, layers and signals that the model does not have.
+    pub fn resolve(&self, spec: &ChainSpec) -> Result<ResolvedChain, Error> {
+        Ok(self.registry.build(spec.clone())?.resolve(self.info())?)
+    }
+
+    /// The planned chain as a table for people.
+    ///
+    /// # Errors
+    /// As [`Outline::resolve`].
+    pub fn explain(&self, spec: &ChainSpec) -> Result<String, Error> {
+        Ok(self.resolve(spec)?.explain(self.info(), self.info().visual_tokens))
+    }
+
+    /// The visual tokens of the pictures and videos of one request.
+    ///
+    /// # Errors
+    /// A picture that the model cannot take, or too many of them.
+    pub fn tokens(&self, clips: &[Clip]) -> Result<TokenMap, Error> {
+        let pixels = pixels(&*self.processor, clips, &self.options)?;
+        let views: Vec<&Pixels> = pixels.iter().collect();
+        Ok(self.description.layout(&views)?.map)
+    }
+}
+
+/// The pixels of a request's clips; how many pictures there are decides how some families cut them.
+pub(crate) fn pixels(
+    processor: &dyn Processor,
+    clips: &[Clip],
+    options: &ProcessorOptions,
+) -> Result<Vec<Pixels>, InputError> {
+    let options = ProcessorOptions { pictures: clips.len(), ..*options };
+    clips.iter().map(|clip| processor.process(clip, &options)).collect()
+}
