@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""secateur beside transformers (and llama.cpp, if it is built) on the 1B shape, in turn, in one run.
+"""secateur beside transformers (and llama.cpp, if it is built) on a named shape, in turn, in one run.
 
-Every runtime gets random bf16 weights of the shape `tinyllava-1b`: a CLIP-L/14-336 tower and a
-Llama decoder of 22 layers, 2048 wide, 32 query and 4 key heads. The figures are ratios of medians
-over all rounds; absolute times belong to the machine named in the output.
+Every runtime gets random bf16 weights of the shape (`--shape`). Encoding is the tower and its
+projector; the decoder runs on rows of the lengths that secateur's dense and pruned prompts have.
+The figures are ratios of medians over all rounds; absolute times belong to the machine named in
+the output.
 
-    python -m venv venv && venv/bin/pip install torch transformers
-    venv/bin/python benches/compare/peers.py --secateur target/release/secateur
+    python -m venv venv && venv/bin/pip install torch torchvision transformers
+    venv/bin/python benches/compare/peers.py --secateur target/release/secateur --shape qwen2.5-vl-3b
 
 llama.cpp: `--llama-bench PATH --gguf FILE` with a BF16 file of the same decoder.
 """
@@ -19,40 +20,110 @@ import subprocess
 import sys
 import time
 
-KEEP = [192, 64]
+DECODE = 24
+# What secateur is asked for beside the shape.
+BENCH = {
+    "tinyllava-1b": ["--keep", "192,64"],
+    "qwen2.5-vl-3b": ["--keep", "192,64", "--visual", "576",
+                      "--prune", "vtc_cls:keep={keep}:per=image:fallback=column_mean"],
+    "smolvlm-256m": ["--keep", "272,136", "--prune", "vtc_cls:keep={keep}:per=image:fallback=column_mean"],
+}
 
 
-def secateur(binary, rounds, threads):
+def secateur(binary, shape, rounds, threads):
     """Milliseconds of encode, prefill by prompt length, and decode per token."""
-    command = [binary, "bench", "--shape", "tinyllava-1b", "--keep", ",".join(map(str, KEEP)),
-               "--decode", "24", "--repeats", str(rounds), "--threads", str(threads), "--json"]
+    command = [binary, "bench", "--shape", shape, *BENCH[shape], "--decode", str(DECODE),
+               "--repeats", str(rounds), "--threads", str(threads), "--json"]
     report = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     out = {"encode": report["runs"][0]["ms"]["encode"], "device": report["device"]}
     for run in report["runs"]:
         length = run["prompt_tokens"] - run["visual_in"] + run["visual_kept"]
         out[f"prefill {length}"] = run["ms"]["prefill"]
-        out[f"of ideal {run['visual_kept']}"] = run["of_ideal"]
-    out["decode"] = report["runs"][0]["ms"]["decode"] / 23
+        if run["name"] != "dense":
+            out[f"of ideal {run['visual_kept']}"] = run["of_ideal"]
+    out["decode"] = report["runs"][0]["ms"]["decode"] / (DECODE - 1)
     out["peak MiB"] = report["peak_bytes"] / 2**20
     return out
 
 
-class Transformers:
-    """The same shapes in transformers, bf16, sdpa."""
+def tinyllava(torch):
+    """Tower and decoder of LLaVA-1.5's kind, 1.1 B."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-    def __init__(self, threads):
+    tower = CLIPVisionModel(CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+        image_size=336, patch_size=14, attn_implementation="sdpa")).eval()
+    # The last tower layer is not needed for feature layer -2; both runtimes skip it.
+    inner = getattr(tower, "vision_model", tower)
+    inner.encoder.layers = inner.encoder.layers[:23]
+    decoder = LlamaForCausalLM(LlamaConfig(
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
+        num_key_value_heads=4, vocab_size=32000, attn_implementation="sdpa")).eval()
+    pixels = torch.randn(1, 3, 336, 336)
+    return lambda: tower(pixels), decoder, decoder.lm_head
+
+
+def qwen(torch):
+    """Qwen2.5-VL-3B; one picture of 672 x 672."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(
+        text_config=dict(
+            hidden_size=2048, intermediate_size=11008, num_hidden_layers=36, num_attention_heads=16,
+            num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}),
+        vision_config=dict(
+            depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=2048,
+            patch_size=14, spatial_merge_size=2, temporal_patch_size=2, window_size=112,
+            fullatt_block_indexes=[7, 15, 23, 31]),
+        tie_word_embeddings=True)
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    side = 672 // 14
+    pixels = torch.randn(side * side, 3 * 2 * 14 * 14)
+    grid = torch.tensor([[1, side, side]])
+    tower, decoder = model.model.visual, model.model.language_model
+    return lambda: tower(pixels, grid_thw=grid), decoder, model.lm_head
+
+
+def smolvlm(torch):
+    """SmolVLM-256M; one square picture: sixteen tiles and the whole."""
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    config = SmolVLMConfig(
+        scale_factor=4, tie_word_embeddings=True, image_token_id=49190,
+        text_config=dict(
+            model_type="llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+            num_attention_heads=9, num_key_value_heads=3, head_dim=64, vocab_size=49280),
+        vision_config=dict(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+            image_size=512, patch_size=16))
+    model = SmolVLMForConditionalGeneration(config).eval()
+    pixels = torch.randn(1, 17, 3, 512, 512)
+    encode = lambda: model.model.get_image_features(pixel_values=pixels)
+    return encode, model.model.text_model, model.lm_head
+
+
+PEERS = {"tinyllava-1b": tinyllava, "qwen2.5-vl-3b": qwen, "smolvlm-256m": smolvlm}
+
+
+class Transformers:
+    """A shape in transformers, bf16, sdpa."""
+
+    def __init__(self, shape, threads):
         import torch
-        from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
         self.torch = torch
         torch.set_num_threads(threads)
         torch.set_default_dtype(torch.bfloat16)
-        self.tower = CLIPVisionModel(CLIPVisionConfig(
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
-            image_size=336, patch_size=14, attn_implementation="sdpa")).eval()
-        self.decoder = LlamaForCausalLM(LlamaConfig(
-            hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
-            num_key_value_heads=4, vocab_size=32000, attn_implementation="sdpa")).eval()
+        self.encode, self.decoder, self.head = PEERS[shape](torch)
+        self.body = getattr(self.decoder, "model", self.decoder)
+        self.width = self.body.config.hidden_size
+
+    def step(self, past=None, **inputs):
+        """One pass through the decoder and the logits of its last row; the cache behind it."""
+        out = self.body(past_key_values=past, use_cache=True, **inputs)
+        self.head(out.last_hidden_state[:, -1:])
+        return out.past_key_values
 
     def timed(self, call, repeats):
         times = []
@@ -62,35 +133,29 @@ class Transformers:
             times.append((time.perf_counter() - start) * 1e3)
         return statistics.median(times)
 
-    def measure(self, lengths, repeats, decode=24):
+    def measure(self, lengths, repeats):
         torch = self.torch
         out = {}
         with torch.inference_mode():
-            # The last tower layer is not needed for feature layer -2; both runtimes skip it.
-            pixels = torch.randn(1, 3, 336, 336)
-            inner = getattr(self.tower, "vision_model", self.tower)
-            inner.encoder.layers = inner.encoder.layers[:23]
-            self.tower(pixels)
-            out["encode"] = self.timed(lambda: self.tower(pixels), repeats)
+            self.encode()
+            out["encode"] = self.timed(self.encode, repeats)
             for length in lengths:
-                rows = torch.randn(1, length, 2048)
-                call = lambda: self.decoder(inputs_embeds=rows, use_cache=True, logits_to_keep=1)
-                call()
-                out[f"prefill {length}"] = self.timed(call, repeats)
-            state = self.decoder(inputs_embeds=torch.randn(1, max(lengths), 2048), use_cache=True,
-                                 logits_to_keep=1).past_key_values
+                rows = torch.randn(1, length, self.width)
+                self.step(inputs_embeds=rows)
+                out[f"prefill {length}"] = self.timed(lambda: self.step(inputs_embeds=rows), repeats)
+            state = self.step(inputs_embeds=torch.randn(1, max(lengths), self.width))
             token = torch.zeros(1, 1, dtype=torch.long)
             steps = []
-            for _ in range(decode):
+            for _ in range(DECODE):
                 start = time.perf_counter()
-                state = self.decoder(input_ids=token, past_key_values=state, use_cache=True).past_key_values
+                state = self.step(past=state, input_ids=token)
                 steps.append((time.perf_counter() - start) * 1e3)
             out["decode"] = statistics.median(steps)
         return out
 
 
 def llama(binary, gguf, lengths, threads):
-    command = [binary, "-m", gguf, "-t", str(threads), "-p", ",".join(map(str, lengths)), "-n", "24",
+    command = [binary, "-m", gguf, "-t", str(threads), "-p", ",".join(map(str, lengths)), "-n", str(DECODE),
                "-r", "3", "-o", "json"]
     tests = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     out = {}
@@ -104,6 +169,7 @@ def llama(binary, gguf, lengths, threads):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--secateur", required=True)
+    parser.add_argument("--shape", choices=sorted(BENCH), default="tinyllava-1b")
     parser.add_argument("--llama-bench")
     parser.add_argument("--gguf")
     parser.add_argument("--rounds", type=int, default=3)
@@ -112,10 +178,10 @@ def main():
     args = parser.parse_args()
 
     runs = {"secateur": [], "transformers": [], "llama.cpp": []}
-    peer = Transformers(args.threads)
+    peer = Transformers(args.shape, args.threads)
     for round_ in range(args.rounds):
         print(f"round {round_ + 1} of {args.rounds}", file=sys.stderr)
-        ours = secateur(args.secateur, args.repeats, args.threads)
+        ours = secateur(args.secateur, args.shape, args.repeats, args.threads)
         runs["secateur"].append(ours)
         lengths = sorted((int(k.split()[1]) for k in ours if k.startswith("prefill ")), reverse=True)
         runs["transformers"].append(peer.measure(lengths, args.repeats))
