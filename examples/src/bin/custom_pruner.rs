@@ -33,6 +33,11 @@ impl Pruner for Centre {
         Ok(Plan { stages: vec![stage], ..Plan::default() })
     }
 
+    // For `explain`: what the budget leaves.
+    fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
+        Some(self.keep.resolve(current, &[]))
+    }
+
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
         let tokens = &cut.tokens.tokens;
         let scores: Vec<f32> = tokens

@@ -462,6 +462,24 @@ impl ResolvedChain {
         self.stages.iter().filter(move |s| s.plan.site == site)
     }
 
+    /// The tokens before and after each stage when a picture has `tokens`; `None` where the picture
+    /// decides, and from there on.
+    pub fn counts(&self, tokens: usize) -> Vec<(Option<usize>, Option<usize>)> {
+        let (mut current, mut entered) = (Some(tokens), Some(tokens));
+        let mut counts = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            let before = current;
+            current = before
+                .zip(entered)
+                .and_then(|(current, entered)| stage.pruner.keeps(stage.stage, current, entered));
+            counts.push((before, current));
+            if !matches!(stage.plan.site, Site::Decoder(_)) {
+                entered = current;
+            }
+        }
+        counts
+    }
+
     /// The chain as a table for people: per stage the site, the tokens before and after for
     /// `tokens` visual tokens, positions and signals.
     pub fn explain(&self, model: &ModelInfo, tokens: usize) -> String {
@@ -475,8 +493,6 @@ impl ResolvedChain {
             model.decoder.hidden,
             self.spec
         );
-        let mut current = tokens;
-        let mut entered = tokens;
         let mut rows = vec![[
             "stage".to_owned(),
             "site".to_owned(),
@@ -485,21 +501,16 @@ impl ResolvedChain {
             "positions".to_owned(),
             "reads".to_owned(),
         ]];
-        for stage in &self.stages {
-            let keeps = stage.pruner.keeps(stage.stage, current, entered);
-            let after = keeps.map_or_else(|| "?".to_owned(), |k| k.to_string());
+        let count = |n: Option<usize>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        for (stage, (before, after)) in self.stages.iter().zip(self.counts(tokens)) {
             rows.push([
                 stage.name.clone(),
                 stage.plan.site.to_string(),
-                format!("{current} -> {after}"),
+                format!("{} -> {}", count(before), count(after)),
                 stage.plan.budget.clone(),
                 format!("{:?}", stage.plan.positions).to_lowercase(),
                 stage.plan.reads.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             ]);
-            current = keeps.unwrap_or(current);
-            if !matches!(stage.plan.site, Site::Decoder(_)) {
-                entered = current;
-            }
         }
         if rows.len() == 1 {
             out.push_str(&format!("no stage: all {tokens} visual tokens stay in every layer\n"));

@@ -23,7 +23,7 @@ struct Stage {
     entry: usize,
     pruner: String,
     site: String,
-    tokens_in: usize,
+    tokens_in: Option<usize>,
     tokens_kept: Option<usize>,
     budget: String,
     positions: secateur::prune::PositionPolicy,
@@ -47,25 +47,20 @@ pub(crate) fn run(args: &ExplainArgs, console: &Console) -> Result<Outcome> {
     }
     let resolved = model.resolve(&spec)?;
     let info = model.info();
-    let (mut current, mut entered) = (info.visual_tokens, info.visual_tokens);
-    let mut stages = Vec::new();
-    for stage in &resolved.stages {
-        let kept = stage.pruner.keeps(stage.stage, current, entered);
-        stages.push(Stage {
+    let counts = resolved.counts(info.visual_tokens);
+    let stages = resolved.stages.iter().zip(counts);
+    let stages = stages
+        .map(|(stage, (tokens_in, tokens_kept))| Stage {
             entry: stage.entry,
             pruner: stage.name.clone(),
             site: stage.plan.site.to_string(),
-            tokens_in: current,
-            tokens_kept: kept,
+            tokens_in,
+            tokens_kept,
             budget: stage.plan.budget.clone(),
             positions: stage.plan.positions,
             reads: stage.plan.reads.iter().map(ToString::to_string).collect(),
-        });
-        current = kept.unwrap_or(current);
-        if !matches!(stage.plan.site, secateur::prune::Site::Decoder(_)) {
-            entered = current;
-        }
-    }
+        })
+        .collect();
     console.json(&Explained {
         schema: "secateur.explain/1",
         model: info,

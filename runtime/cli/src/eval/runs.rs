@@ -305,13 +305,12 @@ fn keeps_all(chain: &ResolvedChain, model: &ModelInfo) -> bool {
 
 /// Mean of the visual tokens over decoder layers, as planned; `None` if the picture decides.
 fn planned_mean(chain: &ResolvedChain, model: &ModelInfo) -> Option<f64> {
-    let (mut current, mut entered) = (model.visual_tokens, model.visual_tokens);
+    let mut entered = model.visual_tokens;
     let mut cuts = Vec::new();
-    for stage in &chain.stages {
-        current = stage.pruner.keeps(stage.stage, current, entered)?;
+    for (stage, (_, kept)) in chain.stages.iter().zip(chain.counts(model.visual_tokens)) {
         match stage.plan.site {
-            Site::Decoder(layer) => cuts.push((layer, current)),
-            Site::Encoder | Site::Input => entered = current,
+            Site::Decoder(layer) => cuts.push((layer, kept?)),
+            Site::Encoder | Site::Input => entered = kept?,
         }
     }
     Some(mean_tokens(entered, &cuts, model.decoder.layers))
