@@ -50,8 +50,10 @@ fn openvla_oft() -> ModelInfo {
     ModelInfo { name: "openvla-oft-7b".into(), visual_tokens: 512, ..openvla() }
 }
 
+type Model = fn() -> ModelInfo;
+
 /// The model that a part of a preset's name stands for.
-const MODELS: &[(&str, fn() -> ModelInfo)] = &[
+const MODELS: &[(&str, Model)] = &[
     ("llava1.5", testkit::llava_15_7b),
     ("llava-next", llava_next_7b),
     ("onevision", onevision_7b),
