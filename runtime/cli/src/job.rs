@@ -14,8 +14,9 @@ use secateur::{
 
 use crate::args::{
     AspectChoice, BackendChoice, CaptionArgs, ChainArgs, Dtype, Format, LimitArgs, ModelArgs,
-    SamplingArgs,
+    QuestionArgs, SamplingArgs,
 };
+use crate::eval::{Question, folder, load};
 use crate::outcome::usage;
 
 /// Arithmetic that was asked for.
@@ -86,6 +87,18 @@ pub(crate) fn outline(
 /// A chain that cannot be read: a usage error.
 pub(crate) fn chain(args: &ChainArgs) -> Result<ChainSpec> {
     secateur::parse_chain(&args.prune).map_err(|e| usage(e.to_string()))
+}
+
+/// The questions that `tune` and `calibrate` run on.
+///
+/// # Errors
+/// As [`load`] and [`folder`]; a usage error if it was pointed at nothing.
+pub(crate) fn questions(args: &QuestionArgs) -> Result<Vec<Question>> {
+    match (&args.questions, &args.images) {
+        (Some(file), images) => load(file, images.as_deref()),
+        (None, Some(images)) => folder(images, &args.prompt),
+        (None, None) => Err(usage("name --images DIR or --questions FILE")),
+    }
 }
 
 /// Sampling that was asked for.

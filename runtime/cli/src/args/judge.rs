@@ -73,16 +73,10 @@ pub(crate) struct EvalArgs {
     pub(crate) progress: ProgressMode,
 }
 
-/// Flags of `tune`.
+/// What `tune` and `calibrate` run on: pictures, and what is asked about them.
 #[derive(Clone, Debug, Args)]
-pub(crate) struct TuneArgs {
-    /// Pruner whose parameters are searched
-    #[arg(long, value_name = "NAME", default_value = "vflowopt", help_heading = "Pruning")]
-    pub(crate) pruner: String,
-    /// Visual tokens to keep, mean over decoder layers: a number, or a share of the model's
-    #[arg(long, value_name = "N|SHARE", default_value = "0.1", help_heading = "Pruning")]
-    pub(crate) keep: String,
-    /// Folder of pictures to search on
+pub(crate) struct QuestionArgs {
+    /// Folder of pictures, best a hundred or more
     #[arg(
         long,
         value_name = "DIR",
@@ -96,6 +90,19 @@ pub(crate) struct TuneArgs {
     /// What is asked about each picture of --images (may be repeated)
     #[arg(short, long, value_name = "TEXT", default_values = PROMPTS, help_heading = "Questions")]
     pub(crate) prompt: Vec<String>,
+}
+
+/// Flags of `tune`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TuneArgs {
+    /// Pruner whose parameters are searched
+    #[arg(long, value_name = "NAME", default_value = "vflowopt", help_heading = "Pruning")]
+    pub(crate) pruner: String,
+    /// Visual tokens to keep, mean over decoder layers: a number, or a share of the model's
+    #[arg(long, value_name = "N|SHARE", default_value = "0.1", help_heading = "Pruning")]
+    pub(crate) keep: String,
+    #[command(flatten)]
+    pub(crate) source: QuestionArgs,
     /// Most prompts to search on, spread over all of them; as many more are held out
     #[arg(short = 'n', long, value_name = "N", default_value_t = 48, help_heading = "Questions")]
     pub(crate) limit: usize,
@@ -132,20 +139,8 @@ pub(crate) struct TuneArgs {
 /// Flags of `calibrate`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CalibrateArgs {
-    /// Folder of pictures, best a hundred or more
-    #[arg(
-        long,
-        value_name = "DIR",
-        required_unless_present = "questions",
-        help_heading = "Questions"
-    )]
-    pub(crate) images: Option<PathBuf>,
-    /// Take pictures and prompts from a file of questions (as for eval)
-    #[arg(long, value_name = "FILE", help_heading = "Questions")]
-    pub(crate) questions: Option<PathBuf>,
-    /// What is asked about each picture of --images (may be repeated)
-    #[arg(short, long, value_name = "TEXT", default_values = PROMPTS, help_heading = "Questions")]
-    pub(crate) prompt: Vec<String>,
+    #[command(flatten)]
+    pub(crate) source: QuestionArgs,
     /// Only the first N prompts
     #[arg(short = 'n', long, value_name = "N", help_heading = "Questions")]
     pub(crate) limit: Option<usize>,

@@ -16,7 +16,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, ProgressMode};
-pub(crate) use judge::{CalibrateArgs, EvalArgs, RowsChoice, TrendForm, TuneArgs};
+pub(crate) use judge::{CalibrateArgs, EvalArgs, QuestionArgs, RowsChoice, TrendForm, TuneArgs};
 pub(crate) use tools::{
     Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
     ExplainArgs, InspectArgs, ModelsArgs, TokensArgs, TraceArgs,

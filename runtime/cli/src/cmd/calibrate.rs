@@ -11,9 +11,8 @@ use secateur::{Params, Request};
 
 use crate::args::{CalibrateArgs, RowsChoice, TrendForm};
 use crate::calibrate::{Curve, Form, Reads, Recorder, Trend, fit};
-use crate::eval::{folder, load};
 use crate::job;
-use crate::outcome::{Outcome, usage};
+use crate::outcome::Outcome;
 use crate::output::{Console, Progress};
 use crate::plot::{Axis, Chart, Look, Series};
 use crate::signals::Signals;
@@ -30,11 +29,7 @@ const FEW: usize = 100;
 /// Pictures or a layer that cannot be used, a curve that cannot be fitted, a file that cannot be
 /// written.
 pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
-    let mut questions = match (&args.questions, &args.images) {
-        (Some(file), images) => load(file, images.as_deref())?,
-        (None, Some(images)) => folder(images, &args.prompt)?,
-        (None, None) => return Err(usage("name --images DIR or --questions FILE")),
-    };
+    let mut questions = job::questions(&args.source)?;
     questions.truncate(args.limit.unwrap_or(usize::MAX).max(1));
     let signals = Signals::install()?;
     let curve = Arc::new(Mutex::new(Curve::new(2)));

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use secateur::{ChainSpec, Vlm};
 
 use crate::args::TuneArgs;
-use crate::eval::{Question, difference, folder, load};
+use crate::eval::{Question, difference};
 use crate::job;
 use crate::lock::Lock;
 use crate::outcome::{Outcome, usage};
@@ -28,11 +28,7 @@ pub(crate) fn run(args: &TuneArgs, console: &Console) -> Result<Outcome> {
     if !(0.0..1.0).contains(&args.holdout) {
         return Err(usage("--holdout is a share from 0 to below 1"));
     }
-    let questions = match (&args.questions, &args.images) {
-        (Some(file), images) => load(file, images.as_deref())?,
-        (None, Some(images)) => folder(images, &args.prompt)?,
-        (None, None) => return Err(usage("name --images DIR or --questions FILE")),
-    };
+    let questions = job::questions(&args.source)?;
     let (searched, held) = split(&questions, args.holdout, args.limit.max(1));
     let signals = Signals::install()?;
     let vlm = job::open(&args.model)?;
