@@ -8,7 +8,8 @@ For each case of `golden/open` without a chain, secateur runs it with a pruner t
 decoder. The reference's language model then gets the kept rows of its own input (embeddings,
 positions, masks, deepstack rows), and must give the same logits, and the same tokens after them.
 That checks what no dense run can: newlines, M-RoPE positions, deepstack rows and prefix masks
-through a cut, and decode positions behind it.
+through a cut, and decode positions behind it. `--write` keeps what the reference said for the test
+in `tests/golden.rs`, under `CASE|CHAIN|NAME`.
 """
 
 import argparse
@@ -23,7 +24,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 OPEN = pathlib.Path(__file__).resolve().parent / "golden" / "open"
@@ -144,8 +145,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--secateur", required=True, help="the command")
     parser.add_argument("--match", default="", help="only cases whose name holds that")
+    parser.add_argument("--write", type=pathlib.Path, metavar="FILE", help="golden/pruned.safetensors")
     args = parser.parse_args()
-    models, wrong, count = {}, 0, 0
+    models, golden, wrong, count = {}, {}, 0, 0
     for folder in sorted(OPEN.iterdir()):
         case = json.loads((folder / "case.json").read_text())
         if case["chain"] or args.match not in folder.name or not (case["images"] or case.get("video_frames")):
@@ -164,8 +166,12 @@ def main():
             off = float((torch.from_numpy(mine["logits"]) - logits).abs().max() / logits.abs().max())
             good = same_ids and off < case["tolerance"] and ids == mine["greedy_ids"].tolist()
             wrong, count = wrong + (not good), count + 1
+            said = {"stage.0.kept": mine["stage.0.kept"], "logits": logits.numpy(), "greedy_ids": np.array(ids)}
+            golden.update({f"{folder.name}|{chain}|{name}": value for name, value in said.items()})
             print("ok  " if good else "BAD ", folder.name, chain.split(":")[0], f"{off:.1e}",
                   len(mine["stage.0.kept"]), "of", case.get("visual_tokens"), "" if good else (same_ids, ids, mine["greedy_ids"].tolist()))
+    if args.write and not wrong:
+        save_file(golden, args.write)
     print(f"{count - wrong} of {count} runs agree")
     raise SystemExit(1 if wrong else 0)
 

@@ -4,6 +4,7 @@
 //! `CASE=words` runs those whose name contains the words. A case's tolerance is the largest
 //! `max|a - b| / max|b|` of a float tensor in f32; integers must be equal.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use secateur::trace::{Histories, Tensors, Values, read_histories};
@@ -31,6 +32,9 @@ struct Case {
     fps: Option<f64>,
     video_fps: Option<f64>,
     tolerance: f64,
+    /// Instead of `chain`.
+    #[serde(skip)]
+    spec: Option<ChainSpec>,
 }
 
 fn chain(entries: &[serde_json::Value]) -> ChainSpec {
@@ -54,6 +58,12 @@ fn frame(path: &Path) -> Frame {
     clip.frames()[0].clone()
 }
 
+fn read_case(name: &str) -> Case {
+    let file = golden().join("open").join(name).join("case.json");
+    let text = std::fs::read_to_string(file).expect("case.json");
+    serde_json::from_str(&text).expect("a case")
+}
+
 fn run(folder: &Path, case: &Case) -> Result<Tensors, secateur::Error> {
     let backend = match case.preprocessing_backend.as_deref() {
         Some("Pillow") => ImageBackend::Pillow,
@@ -67,7 +77,7 @@ fn run(folder: &Path, case: &Case) -> Result<Tensors, secateur::Error> {
     let mut request = Request::new(case.prompt.clone())
         .raw_prompt()
         .max_tokens(case.max_new_tokens)
-        .chain(chain(&case.chain));
+        .chain(case.spec.clone().unwrap_or_else(|| chain(&case.chain)));
     for image in &case.images {
         request = request.path(&folder.join(image))?;
     }
@@ -129,9 +139,8 @@ fn whole_runs_equal_the_reference() {
     names.sort();
     let (mut failures, mut ran) = (Vec::new(), 0);
     for folder in names {
-        let text = std::fs::read_to_string(folder.join("case.json")).expect("case.json");
-        let case: Case = serde_json::from_str(&text).expect("a case");
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let case = read_case(&name);
         ran += 1;
         match run(&folder, &case) {
             Err(error) => failures.push(format!("{name}: {error}")),
@@ -149,4 +158,34 @@ fn whole_runs_equal_the_reference() {
     }
     assert!(ran > 0, "no case matches CASE={filter}");
     assert!(failures.is_empty(), "{} of {ran} cases:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// What transformers says when its language model is given the rows that a pruner kept, with their
+/// positions: made by `tests/check_pruned.py` from the dense cases.
+#[test]
+fn pruned_runs_equal_the_reference_on_the_kept_rows() {
+    let all = tensors(&golden().join("pruned.safetensors"));
+    let mut runs: BTreeMap<(&str, &str), Vec<(&str, &Golden)>> = BTreeMap::new();
+    for (key, tensor) in &all {
+        let parts: Vec<&str> = key.split('|').collect();
+        let [case, chain, name] = parts[..] else { panic!("{key}: expected CASE|CHAIN|NAME") };
+        runs.entry((case, chain)).or_default().push((name, tensor));
+    }
+    assert!(runs.len() >= 70, "{} runs", runs.len());
+    let mut failures = Vec::new();
+    for ((name, chain), want) in runs {
+        let mut case = read_case(name);
+        case.spec = Some(ChainSpec::parse(chain).expect("a chain"));
+        case.preprocessing_backend = None;
+        case.ignore_eos = true;
+        case.max_new_tokens = 5;
+        match run(&golden().join("open").join(name), &case) {
+            Err(error) => failures.push(format!("{name}, {chain}: {error}")),
+            Ok(got) => failures.extend(want.iter().filter_map(|(tensor, want)| {
+                let wrong = difference(tensor, want, &got, case.tolerance)?;
+                Some(format!("{name}, {chain}: {wrong}"))
+            })),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
