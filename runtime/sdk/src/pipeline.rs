@@ -71,7 +71,8 @@ impl Vlm {
         let started = Instant::now();
         let model = &*self.model;
         request.control.check()?;
-        let options = ProcessorOptions { pictures: request.clips.len(), ..model.options };
+        let pictures = request.clips.iter().filter(|c| c.video().is_none()).count();
+        let options = ProcessorOptions { pictures, ..model.options };
         let pixels = request
             .clips
             .iter()
@@ -83,7 +84,7 @@ impl Vlm {
         let text =
             if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
         let prompt = model.family.expand(&text, &views, &layout)?;
-        let have = model.family.info().decoder.context;
+        let have = model.info.decoder.context;
         if prompt.ids.is_empty() {
             return Err(RunError::Prompt("the prompt has no token".into()).into());
         }
@@ -218,7 +219,7 @@ pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Accou
     times.prune = ms(sequence.prune_time);
     times.decode = ms(generation.decode_time);
     times.total = ms(account.started.elapsed()) + times.decode_image;
-    let info = model.family.info();
+    let info = &model.info;
     let report = Report {
         chain: sequence.chain.spec.to_string(),
         visual_in: account.visual_in,
