@@ -13,11 +13,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use ndarray::{Array1, Array2};
 use secateur_core::error::RunError;
 use secateur_core::model::{Control, Encoded, Encoder, EncoderInfo, Pixels};
 use secateur_core::ops::Ops;
 use secateur_core::signal::{CropSignals, Signal};
+
+use crate::vit::signals::{file, file_pixels};
 
 /// What a tower gives for some crops.
 #[derive(Clone, Debug)]
@@ -75,7 +76,7 @@ impl<T: CandleTower> CandleEncoder<T> {
     }
 
     /// Files the signals of some crops.
-    fn file(
+    fn file_all(
         &self,
         signals: &BTreeMap<Signal, Tensor>,
         out: &mut [CropSignals],
@@ -83,21 +84,14 @@ impl<T: CandleTower> CandleEncoder<T> {
         for (signal, tensor) in signals {
             let what = signal.to_string();
             let shape = tensor.dims().to_vec();
-            let (&[crops, ..], true) = (shape.as_slice(), matches!(shape.len(), 2 | 3)) else {
-                return Err(self.failed(format!("{what} has shape {shape:?}")));
+            let matrix = match *shape.as_slice() {
+                [_, _] => None,
+                [_, rows, cols] => Some((rows, cols)),
+                _ => return Err(self.failed(format!("{what} has shape {shape:?}"))),
             };
             let mut expected = shape.clone();
             expected[0] = out.len();
-            let values = self.values(tensor, &what, &expected)?;
-            let one = values.len() / crops.max(1);
-            for (part, crop) in values.chunks_exact(one.max(1)).zip(out.iter_mut()) {
-                if let &[_, rows, cols] = shape.as_slice() {
-                    let matrix = Array2::from_shape_vec((rows, cols), part.to_vec());
-                    crop.matrices.insert(*signal, matrix.map_err(|e| self.failed(e))?);
-                } else {
-                    crop.vectors.insert(*signal, Array1::from(part.to_vec()));
-                }
-            }
+            file(*signal, &self.values(tensor, &what, &expected)?, matrix, out)?;
         }
         Ok(())
     }
@@ -154,13 +148,9 @@ impl<T: CandleTower> Encoder for CandleEncoder<T> {
                 for _ in 0..some {
                     crops.push((crops.len() * per_crop, per_crop));
                 }
-                self.file(&given.signals, &mut out[first..first + some])?;
+                self.file_all(&given.signals, &mut out[first..first + some])?;
             }
-            if signals.contains(&Signal::Pixels) {
-                for (crop, rgb) in out.iter_mut().zip(&p.rgb) {
-                    crop.pixels = rgb.clone();
-                }
-            }
+            file_pixels(p, signals, &mut out);
             filed.extend(out);
         }
         let hidden = self.ops.upload(rows.len() / info.width, info.width, &rows)?;

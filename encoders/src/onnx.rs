@@ -13,7 +13,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use ndarray::{Array1, Array2};
 use ort::environment::Environment;
 use ort::session::{Session, SessionOutputs};
 use ort::value::TensorRef;
@@ -25,6 +24,7 @@ use serde_json::Value;
 
 use crate::vit::EncoderLoadError;
 use crate::vit::config::Config;
+use crate::vit::signals::{file, file_pixels};
 
 /// Metadata key of the description that the exporter writes.
 const KEY: &str = "secateur.tower";
@@ -307,26 +307,10 @@ impl OnnxTower {
             let keys = matches!(signal, Signal::EncoderKeys { .. });
             let one = if keys { per_crop * self.config.head_dim() } else { patches };
             let all = self.take(&outputs, &name, crops * one)?;
-            if !all.iter().all(|v| v.is_finite()) {
-                let layer = signal.encoder_layer().unwrap_or_default();
-                return Err(RunError::NonFinite { signal: signal.to_string(), layer });
-            }
-            for (part, crop) in all.chunks_exact(one).zip(out.iter_mut()) {
-                if keys {
-                    let shape = (per_crop, self.config.head_dim());
-                    let matrix = Array2::from_shape_vec(shape, part.to_vec());
-                    crop.matrices.insert(*signal, matrix.map_err(|e| self.error(e))?);
-                } else {
-                    crop.vectors.insert(*signal, Array1::from(part.to_vec()));
-                }
-            }
+            file(*signal, all, keys.then(|| (per_crop, self.config.head_dim())), out)?;
         }
         if signals.contains(&Signal::EncoderFeatures) {
-            let width = self.config.width;
-            for (part, crop) in hidden.chunks_exact(per_crop * width).zip(out.iter_mut()) {
-                let matrix = Array2::from_shape_vec((per_crop, width), part.to_vec());
-                crop.matrices.insert(Signal::EncoderFeatures, matrix.map_err(|e| self.error(e))?);
-            }
+            file(Signal::EncoderFeatures, hidden, Some((per_crop, self.config.width)), out)?;
         }
         Ok(())
     }
@@ -362,11 +346,7 @@ impl Encoder for OnnxTower {
                 let values = &p.values[first * one..(first + some) * one];
                 self.run(values, some, signals, &mut rows, &mut out[first..first + some])?;
             }
-            if signals.contains(&Signal::Pixels) {
-                for (crop, rgb) in out.iter_mut().zip(&p.rgb) {
-                    crop.pixels = rgb.clone();
-                }
-            }
+            file_pixels(p, signals, &mut out);
             for _ in 0..count {
                 crops.push((crops.len() * per_crop, per_crop));
             }

@@ -43,34 +43,62 @@ type Build = fn(&Fields<'_>, Option<&Fields<'_>>, usize) -> Result<Box<dyn Proce
 pub struct Entry {
     /// `model_type` of the configuration.
     pub family: &'static str,
+    /// Which frames of a video the reference processor takes, where it has a rule of its own.
+    pub frames: Option<sampling::Policy>,
     build: Build,
 }
 
 /// Every family whose pictures can be processed.
 pub const FAMILIES: &[Entry] = &[
-    Entry { family: "llava", build: single_crop },
-    Entry { family: "llava_next", build: |f, _, p| Ok(Box::new(LlavaNext::new(f, p)?)) },
+    Entry { family: "llava", frames: None, build: single_crop },
+    Entry {
+        family: "llava_next",
+        frames: None,
+        build: |f, _, p| Ok(Box::new(LlavaNext::new(f, p)?)),
+    },
     Entry {
         family: "llava_onevision",
+        frames: None,
         build: |f, v, p| Ok(Box::new(LlavaOnevision::new(f, v, p)?)),
     },
-    Entry { family: "internvl", build: |f, v, p| Ok(Box::new(InternVl::new(f, v, p)?)) },
-    Entry { family: "paligemma", build: |f, _, p| Ok(Box::new(SingleCrop::siglip(f, p)?)) },
+    Entry {
+        family: "internvl",
+        frames: None,
+        build: |f, v, p| Ok(Box::new(InternVl::new(f, v, p)?)),
+    },
+    Entry {
+        family: "paligemma",
+        frames: None,
+        build: |f, _, p| Ok(Box::new(SingleCrop::siglip(f, p)?)),
+    },
     Entry {
         family: "qwen2_vl",
+        frames: Some(QWEN_TWO),
         build: |f, v, _| Ok(Box::new(QwenVl::new(f, v, Generation::Two)?)),
     },
     Entry {
         family: "qwen2_5_vl",
+        frames: Some(QWEN_TWO),
         build: |f, v, _| Ok(Box::new(QwenVl::new(f, v, Generation::Two)?)),
     },
     Entry {
         family: "qwen3_vl",
+        frames: Some(sampling::Policy::QwenThree { fps: 2.0 }),
         build: |f, v, _| Ok(Box::new(QwenVl::new(f, v, Generation::Three)?)),
     },
-    Entry { family: "smolvlm", build: |f, v, p| Ok(Box::new(SmolVlm::new(f, v, p)?)) },
-    Entry { family: "idefics3", build: |f, v, p| Ok(Box::new(SmolVlm::new(f, v, p)?)) },
+    Entry {
+        family: "smolvlm",
+        frames: Some(sampling::Policy::SmolVlm { fps: 1.0, max_frames: 64 }),
+        build: |f, v, p| Ok(Box::new(SmolVlm::new(f, v, p)?)),
+    },
+    Entry {
+        family: "idefics3",
+        frames: None,
+        build: |f, v, p| Ok(Box::new(SmolVlm::new(f, v, p)?)),
+    },
 ];
+
+const QWEN_TWO: sampling::Policy = sampling::Policy::QwenTwo { fps: 2.0 };
 
 /// LLaVA-1.5 stands on CLIP, its relatives on SigLIP: the file's class decides.
 fn single_crop(

@@ -46,6 +46,11 @@ fn corrupt(label: &str, reason: impl std::fmt::Display) -> InputError {
     InputError::Corrupt { path: label.to_owned(), reason: reason.to_string() }
 }
 
+fn unreadable(label: &str, error: impl std::fmt::Display) -> InputError {
+    let known = super::EXTENSIONS.join(", ");
+    corrupt(label, format!("expected a whole video ({known}), FFmpeg finds: {error}"))
+}
+
 /// Checks that there is a file, so that the error is ours and not FFmpeg's.
 fn check_file(path: &Path, label: &str) -> Result<(), InputError> {
     let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
@@ -68,11 +73,11 @@ fn rate(r: Rational) -> f64 {
 }
 
 fn stream(path: &Path, label: &str) -> Result<Stream, InputError> {
-    let mut input = format::input(path).map_err(|e| corrupt(label, format!("video: {e}")))?;
+    let mut input = format::input(path).map_err(|e| unreadable(label, e))?;
     let found = input
         .streams()
         .best(media::Type::Video)
-        .ok_or_else(|| corrupt(label, "the file has no video stream"))?;
+        .ok_or_else(|| corrupt(label, "expected a video stream, the file has none"))?;
     let index = found.index();
     let sane = |f: f64| f.is_finite() && f > 0.0 && f < 1e4;
     let rates = [rate(found.avg_frame_rate()), rate(found.rate())];
@@ -83,7 +88,13 @@ fn stream(path: &Path, label: &str) -> Result<Stream, InputError> {
     // FFmpeg's "unknown" is the smallest number.
     let start = Some(found.start_time()).filter(|t| *t != i64::MIN).unwrap_or(0);
     let start_s = start as f64 * rate(found.time_base());
+    // Zero where the container does not say.
+    let promised = usize::try_from(found.frames()).unwrap_or(0);
     let frames = input.packets().filter(|(stream, _)| stream.index() == index).count();
+    if frames < promised {
+        let reason = format!("expected {promised} frames, the file ends after {frames}");
+        return Err(corrupt(label, reason));
+    }
     Ok(Stream {
         fps: rates.into_iter().find(|f| sane(*f)).unwrap_or(24.0),
         frames,
@@ -131,7 +142,7 @@ pub fn frames(path: &Path, limits: &Limits) -> Result<VideoFrames, InputError> {
     init().map_err(|e| InputError::Io { path: label.clone(), reason: format!("FFmpeg: {e}") })?;
     check_file(path, &label)?;
     let stream = stream(path, &label)?;
-    let decoder = Decoder::new(path).map_err(|e| corrupt(&label, format!("video: {e}")))?;
+    let decoder = Decoder::new(path).map_err(|e| unreadable(&label, e))?;
     let (width, height) = decoder.size();
     limits.check_size(&label, width, height, u64::from(width) * u64::from(height) * 3)?;
     let unit_s = rate(decoder.time_base());
@@ -158,6 +169,13 @@ impl VideoFrames {
         self.stream.frames
     }
 
+    /// The error of a frame that cannot be decoded.
+    fn broken(&self, error: &Error) -> InputError {
+        let expected = self.stream.frames;
+        let reason = format!("expected {expected} frames, frame {} fails: {error}", self.next);
+        corrupt(&self.label, reason)
+    }
+
     /// Decodes the next frame; `None` at the end. `wanted` is asked before pixels are copied.
     fn step(
         &mut self,
@@ -174,7 +192,7 @@ impl VideoFrames {
             }
             Err(error) => {
                 self.done = true;
-                return Some(Err(corrupt(&self.label, format!("frame {}: {error}", self.next))));
+                return Some(Err(self.broken(&error)));
             }
         };
         let index = self.next;
@@ -260,7 +278,7 @@ pub(super) fn load(path: &Path, options: &VideoOptions) -> Result<Clip, InputErr
         }
     };
     if kept.is_empty() {
-        return Err(corrupt(&label, "no frame could be decoded"));
+        return Err(corrupt(&label, "expected at least one frame, none could be decoded"));
     }
     let total = stream.frames.max(source.next) as f64;
     let info = VideoInfo {

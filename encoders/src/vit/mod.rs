@@ -15,7 +15,7 @@
 mod block;
 pub(crate) mod config;
 mod embed;
-mod signals;
+pub(crate) mod signals;
 mod tower;
 mod window;
 

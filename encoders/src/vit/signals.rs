@@ -8,15 +8,61 @@
 
 use ndarray::{Array1, Array2};
 use secateur_core::error::RunError;
+use secateur_core::model::Pixels;
 use secateur_core::ops::{Queries, ScoreRequest};
 use secateur_core::signal::{CropSignals, Signal};
 
 use super::block::Reported;
 
 /// A matrix from row-major values of that many elements.
-pub(super) fn matrix(rows: usize, cols: usize, values: Vec<f32>) -> Array2<f32> {
+fn matrix(rows: usize, cols: usize, values: Vec<f32>) -> Array2<f32> {
     debug_assert_eq!(values.len(), rows * cols);
     Array2::from_shape_vec((rows, cols), values).unwrap_or_else(|_| Array2::zeros((rows, cols)))
+}
+
+/// Files what crops that ran together gave for one signal, `values: [crops, ...]`: of each crop a
+/// vector, or with `shape` a matrix. `out` has one entry a crop.
+///
+/// # Errors
+/// A value that is not finite, or that many values cannot be shared out so.
+pub(crate) fn file(
+    signal: Signal,
+    values: &[f32],
+    shape: Option<(usize, usize)>,
+    out: &mut [CropSignals],
+) -> Result<(), RunError> {
+    if !values.iter().all(|v| v.is_finite()) {
+        let layer = signal.encoder_layer().unwrap_or_default();
+        return Err(RunError::NonFinite { signal: signal.to_string(), layer });
+    }
+    let one = values.len() / out.len().max(1);
+    if one * out.len() != values.len() || shape.is_some_and(|(rows, cols)| rows * cols != one) {
+        return Err(RunError::Shape(format!(
+            "signal `{signal}`: {} values for {} crops of shape {shape:?}",
+            values.len(),
+            out.len()
+        )));
+    }
+    for (part, crop) in values.chunks_exact(one.max(1)).zip(out.iter_mut()) {
+        match shape {
+            None => {
+                crop.vectors.insert(signal, Array1::from(part.to_vec()));
+            }
+            Some((rows, cols)) => {
+                crop.matrices.insert(signal, matrix(rows, cols, part.to_vec()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Files the processor's own pixels of each crop, if they were asked for.
+pub(crate) fn file_pixels(pixels: &Pixels, signals: &[Signal], out: &mut [CropSignals]) {
+    if signals.contains(&Signal::Pixels) {
+        for (crop, rgb) in out.iter_mut().zip(&pixels.rgb) {
+            crop.pixels = rgb.clone();
+        }
+    }
 }
 
 /// The signals of one layer, as requests to the attention.

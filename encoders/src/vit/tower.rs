@@ -24,7 +24,7 @@ use super::EncoderLoadError;
 use super::block::{Block, Pass, Scratch, load_norm};
 use super::config::{Config, Layout};
 use super::embed::{Embed, patch_rows, rope};
-use super::signals::{Asked, matrix};
+use super::signals::{self, Asked};
 use super::window::{self, WindowOrder};
 
 /// Most rows of crops that run together.
@@ -187,7 +187,7 @@ impl Tower {
         &self,
         pixels: &[&Pixels],
         units: &[Unit],
-        signals: &[Signal],
+        wanted: &[Signal],
         control: &Control,
         scratch: &mut Scratch,
         out: &mut [CropSignals],
@@ -220,7 +220,7 @@ impl Tower {
         keep(0, &x);
         for (layer, block) in self.blocks.iter().enumerate() {
             control.check()?;
-            let asked = Asked::new(layer, signals);
+            let asked = Asked::new(layer, wanted);
             let windowed = config.windows.as_ref().is_some_and(|w| !w.full.contains(&layer));
             let segments = match &order {
                 Some(order) if windowed => &order.segments,
@@ -255,12 +255,9 @@ impl Tower {
             hidden = gathered(ops, &hidden, &order.inverse);
             levels = levels.iter().map(|l| gathered(ops, l, &order.inverse)).collect();
         }
-        if signals.contains(&Signal::EncoderFeatures) {
-            let all = ops.download(&hidden)?;
-            for (rows, crop) in all.chunks_exact(per_crop * hidden.cols()).zip(out.iter_mut()) {
-                let matrix = matrix(per_crop, hidden.cols(), rows.to_vec());
-                crop.matrices.insert(Signal::EncoderFeatures, matrix);
-            }
+        if wanted.contains(&Signal::EncoderFeatures) {
+            let shape = Some((per_crop, hidden.cols()));
+            signals::file(Signal::EncoderFeatures, &ops.download(&hidden)?, shape, out)?;
         }
         Ok(Batch { hidden, levels })
     }
@@ -330,11 +327,11 @@ impl Encoder for Tower {
     fn encode(
         &self,
         pixels: &[&Pixels],
-        signals: &[Signal],
+        asked: &[Signal],
         control: &Control,
     ) -> Result<Encoded, RunError> {
         let units = self.units(pixels)?;
-        self.check_signals(signals)?;
+        self.check_signals(asked)?;
         let class = self.config.class_rows();
         let mut crops = Vec::with_capacity(units.len());
         let mut total = 0;
@@ -344,12 +341,11 @@ impl Encoder for Tower {
             total += rows;
         }
         let mut out = vec![CropSignals::default(); units.len()];
-        if signals.contains(&Signal::Pixels) {
-            for (unit, crop) in units.iter().zip(&mut out) {
-                if let Some(rgb) = pixels[unit.clip].rgb.get(unit.crop) {
-                    crop.pixels = rgb.clone();
-                }
-            }
+        let mut first = 0;
+        for p in pixels {
+            let next = first + p.crops.len();
+            signals::file_pixels(p, asked, &mut out[first..next]);
+            first = next;
         }
         let mut scratch = Scratch::new();
         let mut joined: Option<Batch> = None;
@@ -359,7 +355,7 @@ impl Encoder for Tower {
             let same = units[first..].iter().take_while(|u| u.grid == units[first].grid).count();
             let count = same.min((BATCH_ROWS / per_crop).max(1));
             let (part, place) = (&units[first..first + count], &mut out[first..first + count]);
-            let mut run = || self.run(pixels, part, signals, control, &mut scratch, place);
+            let mut run = || self.run(pixels, part, asked, control, &mut scratch, place);
             let batch = run()?;
             if count == units.len() {
                 joined = Some(batch);

@@ -11,10 +11,11 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use secateur::Clip;
-use secateur::image::{Limits, load, probe};
+use secateur::image::{load, probe};
 
 use crate::failure::of_input;
 use crate::record::ErrorInfo;
+use crate::video::{self, Frames};
 
 /// A picture in memory.
 #[derive(Debug)]
@@ -40,7 +41,7 @@ struct State {
 #[derive(Debug)]
 pub(crate) struct Feed<'a> {
     paths: Vec<&'a Path>,
-    limits: Limits,
+    frames: Frames,
     ahead: usize,
     budget: usize,
     state: Mutex<State>,
@@ -52,10 +53,10 @@ const BUDGET_BYTES: usize = 256 << 20;
 
 impl<'a> Feed<'a> {
     /// A feed of `paths`, of which `ahead` may be decoded before they are needed.
-    pub(crate) fn new(paths: Vec<&'a Path>, limits: Limits, ahead: usize) -> Self {
+    pub(crate) fn new(paths: Vec<&'a Path>, frames: Frames, ahead: usize) -> Self {
         Self {
             paths,
-            limits,
+            frames,
             ahead: ahead.max(1),
             budget: BUDGET_BYTES,
             state: Mutex::default(),
@@ -89,7 +90,7 @@ impl<'a> Feed<'a> {
                 state.next += 1;
                 state.next - 1
             };
-            let decoded = decode(self.paths[index], &self.limits);
+            let decoded = decode(self.paths[index], &self.frames);
             let mut state = self.state();
             state.bytes += decoded.as_ref().map_or(0, bytes);
             state.ready.insert(index, decoded);
@@ -126,9 +127,14 @@ fn bytes(decoded: &Decoded) -> usize {
     decoded.clip.frames().iter().map(|f| f.rgb.len()).sum()
 }
 
-/// Reads one picture.
-pub(crate) fn decode(path: &Path, limits: &Limits) -> Result<Decoded, ErrorInfo> {
+/// Reads one picture or video.
+pub(crate) fn decode(path: &Path, frames: &Frames) -> Result<Decoded, ErrorInfo> {
     let start = Instant::now();
+    if video::is_video(path) {
+        let clip = frames.load(path).map_err(|e| of_input(&e, path))?;
+        return Ok(Decoded { clip, orientation: 1, ms: start.elapsed().as_secs_f64() * 1e3 });
+    }
+    let limits = frames.limits();
     let header = probe(path, limits).map_err(|e| of_input(&e, path))?;
     let clip = load(path, limits).map_err(|e| of_input(&e, path))?;
     Ok(Decoded { clip, orientation: header.orientation, ms: start.elapsed().as_secs_f64() * 1e3 })
@@ -148,7 +154,7 @@ mod tests {
                 image::RgbImage::new(i as u32 + 1, 1).save(path).unwrap();
             }
         }
-        let mut feed = Feed::new(paths.iter().map(|p| &**p).collect(), Limits::default(), 3);
+        let mut feed = Feed::new(paths.iter().map(|p| &**p).collect(), Frames::pictures_only(), 3);
         feed.budget = 10;
         let mut widths = Vec::new();
         std::thread::scope(|scope| {
@@ -174,7 +180,7 @@ mod tests {
     #[test]
     fn a_stopped_feed_lets_its_threads_go() {
         let path = Path::new("/no/such.png");
-        let feed = Feed::new(vec![path; 1000], Limits::default(), 2);
+        let feed = Feed::new(vec![path; 1000], Frames::pictures_only(), 2);
         std::thread::scope(|scope| {
             scope.spawn(|| feed.work());
             assert_eq!(feed.take(1).len(), 1);

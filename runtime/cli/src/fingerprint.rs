@@ -77,6 +77,17 @@ pub(crate) fn model_folder(folder: &Path) -> Result<String> {
     Ok(short(&hasher))
 }
 
+/// Hash of one file of weights.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn weights_file(path: &Path) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hash_file(path, true, &mut hasher)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(short(&hasher))
+}
+
 fn is_weights(name: &str) -> bool {
     name.ends_with(".safetensors") || name.ends_with(".gguf") || name.ends_with(".onnx")
 }

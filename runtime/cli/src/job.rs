@@ -13,11 +13,12 @@ use secateur::{
 };
 
 use crate::args::{
-    AspectChoice, BackendChoice, CaptionArgs, ChainArgs, Dtype, Format, LimitArgs, ModelArgs,
-    QuestionArgs, SamplingArgs,
+    AspectChoice, BackendChoice, CaptionArgs, ChainArgs, Dtype, EncoderArgs, Format, LimitArgs,
+    ModelArgs, QuestionArgs, SamplingArgs,
 };
 use crate::eval::{Question, folder, load};
 use crate::outcome::usage;
+use crate::video::Frames;
 
 /// Arithmetic that was asked for.
 pub(crate) fn precision(dtype: Dtype) -> Precision {
@@ -46,13 +47,46 @@ pub(crate) fn processor_options(args: &ModelArgs) -> ProcessorOptions {
 }
 
 /// A model about to be opened.
-pub(crate) fn builder(args: &ModelArgs) -> VlmBuilder {
+///
+/// # Errors
+/// An ONNX encoder in a build without the feature `onnx`: a usage error.
+pub(crate) fn builder(args: &ModelArgs) -> Result<VlmBuilder> {
     let builder = Vlm::builder(ModelSource::parse(args.model.as_deref()))
         .precision(precision(args.dtype))
         .image_options(processor_options(args));
-    match args.threads {
+    let builder = match args.threads {
         Some(threads) => builder.threads(threads),
         None => builder,
+    };
+    with_encoder(builder, &args.encoder, args.threads)
+}
+
+#[cfg(feature = "onnx")]
+fn with_encoder(
+    builder: VlmBuilder,
+    args: &EncoderArgs,
+    threads: Option<usize>,
+) -> Result<VlmBuilder> {
+    use crate::args::ProviderChoice;
+    use secateur::onnx::{OnnxOptions, Provider};
+    let Some(file) = &args.file else { return Ok(builder) };
+    let provider = match args.onnx_provider {
+        ProviderChoice::Cpu => Provider::Cpu,
+        ProviderChoice::Cuda(device) => Provider::Cuda(device),
+    };
+    let options = OnnxOptions { library: args.onnx_library.clone(), provider, threads };
+    Ok(builder.onnx_encoder(file, options))
+}
+
+#[cfg(not(feature = "onnx"))]
+fn with_encoder(builder: VlmBuilder, args: &EncoderArgs, _: Option<usize>) -> Result<VlmBuilder> {
+    match &args.file {
+        None => Ok(builder),
+        Some(file) => Err(usage(format!(
+            "--encoder {}: this program was built without ONNX; build it with \
+             `cargo build --release --features onnx`",
+            file.display()
+        ))),
     }
 }
 
@@ -62,7 +96,7 @@ pub(crate) fn builder(args: &ModelArgs) -> VlmBuilder {
 /// What is wrong with its files.
 pub(crate) fn open(args: &ModelArgs) -> Result<Vlm> {
     let name = args.model.as_deref().unwrap_or("the built-in model");
-    builder(args).open().with_context(|| format!("cannot open {name}"))
+    builder(args)?.open().with_context(|| format!("cannot open {name}"))
 }
 
 /// Reads what a model, or a named shape, is; none of its weights.
@@ -224,7 +258,12 @@ impl CaptionJob {
     }
 
     /// Everything that can change a caption, for the fingerprint.
-    pub(crate) fn settings(&self, model: &ModelArgs, chain: &ResolvedChain) -> serde_json::Value {
+    pub(crate) fn settings(
+        &self,
+        model: &ModelArgs,
+        chain: &ResolvedChain,
+        frames: &Frames,
+    ) -> serde_json::Value {
         let stages: Vec<String> =
             chain.stages.iter().map(|s| format!("{}: {:?}", s.name, s.plan)).collect();
         serde_json::json!({
@@ -237,19 +276,23 @@ impl CaptionJob {
             "stop": self.stop,
             "processor": processor_options(model),
             "dtype": precision(model.dtype),
+            "frames": frames.identity(),
         })
     }
 }
 
-/// Identity of a model for fingerprints.
+/// Identity of a model, and of the tower in place of its own, for fingerprints.
 ///
 /// # Errors
 /// Files that cannot be read.
 pub(crate) fn model_identity(args: &ModelArgs) -> Result<String> {
-    match ModelSource::parse(args.model.as_deref()).folder()? {
-        Some(folder) => crate::fingerprint::model_folder(&folder),
-        None => Ok(crate::fingerprint::built_in()),
-    }
+    let model = match ModelSource::parse(args.model.as_deref()).folder()? {
+        Some(folder) => crate::fingerprint::model_folder(&folder)?,
+        None => crate::fingerprint::built_in(),
+    };
+    let Some(file) = &args.encoder.file else { return Ok(model) };
+    let tower = crate::fingerprint::weights_file(file)?;
+    Ok(format!("{model}, tower {tower} on {:?}", args.encoder.onnx_provider))
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ mod record;
 mod run;
 mod signals;
 mod tune;
+mod video;
 mod walk;
 mod write;
 

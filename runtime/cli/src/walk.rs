@@ -5,6 +5,7 @@
 //!   match `--include` (by default the known picture types).
 //! - Hidden entries and our own `.secateur` folders are left out of folders.
 //! - Every file is taken once; with [`Order::Path`] the order does not depend on the file system.
+//! - With `--frames` the items of a folder are the folders that hold pictures directly.
 //! - Nothing is opened: what is no picture shows when it is decoded.
 
 use std::collections::BTreeSet;
@@ -21,6 +22,19 @@ use crate::outcome::usage;
 /// Endings of the files that are taken from folders.
 pub(crate) const PICTURE_TYPES: &[&str] =
     &["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "ico"];
+
+/// Whether a file's name says that it is a picture.
+pub(crate) fn is_picture(path: &Path) -> bool {
+    let ending = path.extension().and_then(OsStr::to_str);
+    ending.is_some_and(|e| PICTURE_TYPES.iter().any(|known| e.eq_ignore_ascii_case(known)))
+}
+
+/// Whether a file's name says that it is a video that this build reads. In folders `.ts` is more
+/// often a program than a transport stream: such a file is taken by name or `--include`.
+fn is_video(path: &Path) -> bool {
+    let is_program = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("ts"));
+    cfg!(feature = "video") && !is_program && secateur::video::is_video(path)
+}
 
 /// Name of the folder that holds journal and lock.
 pub(crate) const STATE_FOLDER: &str = ".secateur";
@@ -54,6 +68,7 @@ pub(crate) struct Selection {
 pub(crate) struct Rules {
     include: Option<GlobSet>,
     exclude: GlobSet,
+    frames: bool,
     recursive: bool,
     hidden: bool,
     follow: bool,
@@ -70,6 +85,7 @@ impl Rules {
         Ok(Self {
             include: if args.include.is_empty() { None } else { Some(globs(&args.include)?) },
             exclude: globs(&args.exclude)?,
+            frames: args.frames,
             recursive: args.recursive,
             hidden: args.hidden,
             follow: args.follow,
@@ -81,9 +97,7 @@ impl Rules {
     fn takes(&self, relative: &Path) -> bool {
         match &self.include {
             Some(include) => is_match(include, relative),
-            None => relative.extension().and_then(OsStr::to_str).is_some_and(|ending| {
-                PICTURE_TYPES.iter().any(|known| ending.eq_ignore_ascii_case(known))
-            }),
+            None => is_picture(relative) || is_video(relative),
         }
     }
 }
@@ -179,6 +193,11 @@ impl Walk<'_> {
 
     fn add(&mut self, path: &Path) -> Result<()> {
         let before = self.selection.items.len();
+        if path.is_dir() && self.rules.frames && self.holds_frames(path) {
+            self.files += 1;
+            self.take_named(path);
+            return Ok(());
+        }
         if path.is_dir() {
             self.trees += 1;
             self.folder(path, None)?;
@@ -205,10 +224,25 @@ impl Walk<'_> {
             self.missing.push(path.display().to_string());
         }
         self.files += 1;
+        self.take_named(path);
+        Ok(())
+    }
+
+    fn take_named(&mut self, path: &Path) {
         let parent = path.parent().unwrap_or_else(|| Path::new(""));
         let name = path.file_name().map_or_else(|| path.to_path_buf(), PathBuf::from);
         self.take(parent, name);
-        Ok(())
+    }
+
+    /// Whether a folder is a video of frames; one that cannot be read is a warning.
+    fn holds_frames(&mut self, folder: &Path) -> bool {
+        match crate::video::pictures_of(folder) {
+            Ok(pictures) => !pictures.is_empty(),
+            Err(error) => {
+                self.selection.warnings.push(format!("cannot read {}: {error}", folder.display()));
+                false
+            }
+        }
     }
 
     fn root(&mut self, root: &Path) -> usize {
@@ -264,7 +298,11 @@ impl Walk<'_> {
                 Some(pattern) => pattern.is_match(relative),
                 None => true,
             };
-            if is_file
+            if rules.frames {
+                if entry.file_type().is_dir() && wanted && self.holds_frames(entry.path()) {
+                    self.take(root, relative.to_path_buf());
+                }
+            } else if is_file
                 && wanted
                 && (pattern.is_some() && rules.include.is_none() || rules.takes(relative))
             {

@@ -131,7 +131,7 @@ pub enum InputError {
         known: String,
     },
     /// The data breaks the rules of its format.
-    #[error("{path}: corrupt picture: {reason}")]
+    #[error("{path}: corrupt: {reason}")]
     Corrupt {
         /// The file.
         path: String,
@@ -149,7 +149,7 @@ pub enum InputError {
         limit: String,
     },
     /// A side of zero.
-    #[error("{path}: the picture is empty ({width}x{height})")]
+    #[error("{path}: is empty ({width}x{height} pixels); expected a picture or a video")]
     Empty {
         /// The file.
         path: String,

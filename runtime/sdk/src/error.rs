@@ -14,6 +14,9 @@ pub enum Error {
     /// A model's weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// An encoder in place of the model's own cannot be used.
+    #[error("{0}")]
+    Encoder(String),
     /// A hub id that is not in the cache, or a folder that does not exist.
     #[error("model `{model}`: {reason}")]
     Model {
@@ -79,6 +82,7 @@ impl From<secateur_encoders::vit::EncoderLoadError> for Error {
             EncoderLoadError::Config(e) => Error::Config(e),
             EncoderLoadError::Weights(e) => Error::Weights(e),
             EncoderLoadError::Run(e) => e.into(),
+            onnx @ EncoderLoadError::Onnx { .. } => Error::Encoder(onnx.to_string()),
             other => Error::Internal(other.to_string()),
         }
     }

@@ -21,6 +21,7 @@ mod answer;
 mod batch;
 mod embedded;
 mod error;
+mod frames;
 mod generate;
 mod outline;
 mod pipeline;
@@ -41,18 +42,26 @@ pub use secateur_core::clip::{Clip, Frame, Grid, Rect, VideoInfo};
 pub use secateur_core::decode::{FinishReason, Sampling};
 pub use secateur_core::error::{ChainError, ConfigError, InputError, RunError, WeightsError};
 pub use secateur_core::model::{
-    CancelToken, ImageAspect, ImageBackend, ModelInfo, ProcessorOptions,
+    CancelToken, Encoder, EncoderInfo, ImageAspect, ImageBackend, ModelInfo, ProcessorOptions,
+    TowerSpec,
 };
-pub use secateur_core::ops::Precision;
+pub use secateur_core::ops::{Ops, Precision};
 pub use secateur_core::prune;
 pub use secateur_core::signal;
 pub use secateur_core::testkit;
 pub use secateur_core::tokens::{TokenKind, TokenMap, VisualToken};
+pub use secateur_core::weights::Weights;
+#[cfg(feature = "candle")]
+pub use secateur_encoders::candle;
 pub use secateur_encoders::image;
+#[cfg(feature = "onnx")]
+pub use secateur_encoders::onnx;
+pub use secateur_encoders::processors::sampling::Policy;
+pub use secateur_encoders::video::{self, Sampling as FrameSampling, VideoOptions};
 pub use secateur_models::{ModelOptions, VideoAdvance};
 pub use session::{Session, Stream};
 pub use source::ModelSource;
-pub use vlm::{Vlm, VlmBuilder, parse_chain};
+pub use vlm::{EncoderParts, Vlm, VlmBuilder, parse_chain};
 
 /// The files of the built-in model.
 pub use secateur_models::embedded as built_in;

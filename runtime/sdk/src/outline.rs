@@ -86,6 +86,7 @@ pub(crate) fn pixels(
     clips: &[Clip],
     options: &ProcessorOptions,
 ) -> Result<Vec<Pixels>, InputError> {
-    let options = ProcessorOptions { pictures: clips.len(), ..*options };
+    let pictures = clips.iter().filter(|clip| clip.video().is_none()).count();
+    let options = ProcessorOptions { pictures, ..*options };
     clips.iter().map(|clip| processor.process(clip, &options)).collect()
 }

@@ -77,7 +77,7 @@ impl Vlm {
         let text =
             if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
         let prompt = model.family.expand(&text, &views, &layout)?;
-        let have = model.family.info().decoder.context;
+        let have = model.info.decoder.context;
         if prompt.ids.is_empty() {
             return Err(RunError::Prompt("the prompt has no token".into()).into());
         }
@@ -212,7 +212,7 @@ pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Accou
     times.prune = ms(sequence.prune_time);
     times.decode = ms(generation.decode_time);
     times.total = ms(account.started.elapsed()) + times.decode_image;
-    let info = model.family.info();
+    let info = &model.info;
     let report = Report {
         chain: sequence.chain.spec.to_string(),
         visual_in: account.visual_in,

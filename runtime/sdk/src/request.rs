@@ -113,6 +113,22 @@ impl Request {
         Ok(self.clip(Clip::from_frames(label, frames, info)?))
     }
 
+    /// Loads frames of a video file (feature `video`); of a model without videos give
+    /// [`crate::Vlm::fitted`] clips.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file; without the feature `video`, that it is missing.
+    pub fn video(
+        mut self,
+        path: &std::path::Path,
+        options: &crate::VideoOptions,
+    ) -> Result<Self, crate::Error> {
+        let start = Instant::now();
+        let clip = secateur_encoders::video::load(path, options)?;
+        self.decode_image_ms += start.elapsed().as_secs_f64() * 1e3;
+        Ok(self.clip(clip))
+    }
+
     /// Loads a picture from a file, upright as its EXIF data says.
     ///
     /// # Errors

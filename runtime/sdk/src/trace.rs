@@ -135,7 +135,7 @@ impl Vlm {
         let prepared = self.prepare(request, chain.clone(), memories)?;
         let ids = prepared.prompt.ids.clone();
         tensors.indices("input_ids", &ids);
-        processor_outputs(&mut tensors, &model.family.info().family, &prepared);
+        processor_outputs(&mut tensors, &model.info.family, &prepared);
         let next = prepared.positions.next;
         let last = prepared.positions.prompt.iter().flatten().copied().max().unwrap_or(0);
         tensors.ints("rope_delta", &[1], &[i64::from(last) + 1 - ids.len() as i64]);
@@ -163,7 +163,7 @@ impl Vlm {
         let rows = generation.logits.take().unwrap_or_default();
         let flat: Vec<f32> = rows.concat();
         tensors.floats("greedy_logits", &[rows.len(), flat.len() / rows.len().max(1)], &flat);
-        if model.family.info().decoder.mrope {
+        if model.info.decoder.mrope {
             let fed = generation.ids.len().saturating_sub(1) as i64;
             let row: Vec<i64> = (0..fed).map(|t| i64::from(next) + t).collect();
             tensors.ints("decode.positions", &[3, fed as usize], &row.repeat(3));

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use secateur_core::chain::{Build, Chain, ChainSpec, Registry, ResolvedChain};
 use secateur_core::error::ChainError;
 use secateur_core::files::ModelFiles;
-use secateur_core::model::{Encoder, Family, ModelInfo, Processor, ProcessorOptions};
+use secateur_core::model::{
+    Encoder, EncoderInfo, Family, ModelInfo, Processor, ProcessorOptions, TowerSpec,
+};
 use secateur_core::ops::cpu::CpuOps;
 use secateur_core::ops::{Ops, Precision};
 use secateur_core::weights::Weights;
 use secateur_models::ModelOptions;
-use secateur_models::registry::LoadedModel;
+use secateur_models::registry::{FamilyEntry, LoadedModel};
 use secateur_models::text::TextModel;
 
 use crate::error::Error;
@@ -20,6 +22,9 @@ use crate::source::ModelSource;
 
 /// Everything of a model; shared by all sessions.
 pub(crate) struct Model {
+    pub entry: &'static FamilyEntry,
+    /// What the family says of the model, with the encoder that is in place.
+    pub info: ModelInfo,
     pub family: Box<dyn Family>,
     pub encoder: Box<dyn Encoder>,
     pub processor: Box<dyn Processor>,
@@ -45,6 +50,25 @@ pub struct Vlm {
     pub(crate) model: Arc<Model>,
 }
 
+/// What an encoder of the caller is made from.
+#[derive(Clone, Copy)]
+pub struct EncoderParts<'a> {
+    /// The tower that the family asks for.
+    pub spec: &'a TowerSpec,
+    /// The checkpoint: the tower's tensors stand under `tower.` and their published names.
+    pub weights: &'a Weights,
+    /// Where the rows it gives must live.
+    pub ops: &'a Arc<dyn Ops>,
+}
+
+impl std::fmt::Debug for EncoderParts<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EncoderParts").field("spec", self.spec).finish_non_exhaustive()
+    }
+}
+
+type MakeEncoder = Box<dyn FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error>>;
+
 /// Settings of a model that is about to be opened.
 pub struct VlmBuilder {
     source: ModelSource,
@@ -53,6 +77,7 @@ pub struct VlmBuilder {
     options: ProcessorOptions,
     load: ModelOptions,
     registry: Registry,
+    encoder: Option<MakeEncoder>,
 }
 
 impl Vlm {
@@ -65,12 +90,13 @@ impl Vlm {
             options: ProcessorOptions::default(),
             load: ModelOptions::default(),
             registry: secateur_pruners::registry(),
+            encoder: None,
         }
     }
 
     /// What the model is and offers.
     pub fn info(&self) -> &ModelInfo {
-        self.model.family.info()
+        &self.model.info
     }
 
     /// Device, kernel variant and threads, in one line.
@@ -165,6 +191,35 @@ impl VlmBuilder {
         self
     }
 
+    /// Puts an encoder of the caller in place of the model's own vision tower. `make` is called
+    /// once, when the model is opened; the rows must be those that [`EncoderParts::spec`]
+    /// describes. Chains are planned by what it offers ([`Encoder::info`]).
+    #[must_use]
+    pub fn encoder(
+        mut self,
+        make: impl FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + 'static,
+    ) -> Self {
+        self.encoder = Some(Box::new(make));
+        self
+    }
+
+    /// Runs the vision tower from an ONNX file in place of the native one. The file is one that
+    /// `encoders/export_onnx.py` wrote; what is wrong with it, or with the library, shows in
+    /// [`VlmBuilder::open`].
+    #[cfg(feature = "onnx")]
+    #[must_use]
+    pub fn onnx_encoder(
+        self,
+        path: impl Into<std::path::PathBuf>,
+        options: secateur_encoders::onnx::OnnxOptions,
+    ) -> Self {
+        let path = path.into();
+        self.encoder(move |parts| {
+            let ops = Arc::clone(parts.ops);
+            Ok(secateur_encoders::onnx::load(&path, parts.spec, &options, ops)?)
+        })
+    }
+
     /// Loads and checks everything.
     ///
     /// # Errors
@@ -224,9 +279,32 @@ impl VlmBuilder {
     ) -> Result<Vlm, Error> {
         let LoadedModel { entry, family, tower, weights, text } =
             secateur_models::registry::load(files, weights, &ops, self.load)?;
-        let encoder = secateur_encoders::vit::build(&tower, &weights, ops.clone())?;
+        let mut info = family.info().clone();
+        let encoder = match self.encoder {
+            None => secateur_encoders::vit::build(&tower, &weights, ops.clone())?,
+            Some(make) => {
+                let encoder = make(EncoderParts { spec: &tower, weights: &weights, ops: &ops })?;
+                let (found, needed) = (encoder.info(), &info.encoder);
+                if (found.width, found.cls) != (needed.width, needed.cls) {
+                    let rows = |e: &EncoderInfo| {
+                        let class = if e.cls { "a" } else { "no" };
+                        format!("rows of width {} with {class} class row", e.width)
+                    };
+                    return Err(Error::Encoder(format!(
+                        "the encoder `{}` gives {}, the model needs {}",
+                        found.tower,
+                        rows(found),
+                        rows(needed)
+                    )));
+                }
+                info.encoder = found.clone();
+                encoder
+            }
+        };
         let processor = secateur_encoders::processors::from_files(files, entry.model_type)?;
         let model = Model {
+            entry,
+            info,
             family,
             encoder,
             processor,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::values::{self, Auto, MaxFailures};
-use super::{ChainArgs, LimitArgs, ModelArgs, SamplingArgs};
+use super::{ChainArgs, LimitArgs, ModelArgs, SamplingArgs, VideoArgs};
 
 /// What is asked when nothing else is.
 pub(crate) const PROMPT: &str = "Describe the image in one paragraph.";
@@ -30,6 +30,11 @@ pub(crate) struct CaptionArgs {
     pub(crate) system: Option<String>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) video: VideoArgs,
+    /// Each folder that holds pictures is one video: its pictures are the frames, by name
+    #[arg(long, help_heading = "Video")]
+    pub(crate) frames: bool,
     /// Where captions go: a folder that mirrors the tree, a file FILE.jsonl, or - for stdout
     /// [default: beside the picture]
     #[arg(short, long, value_name = "DIR|FILE.jsonl|-", help_heading = "Output")]
@@ -56,7 +61,7 @@ pub(crate) struct CaptionArgs {
     /// Go into folders
     #[arg(short, long, help_heading = "Selection")]
     pub(crate) recursive: bool,
-    /// Take files that match, instead of the known picture types (may be repeated)
+    /// Take files that match, instead of the known types (may be repeated)
     #[arg(short, long, value_name = "GLOB", help_heading = "Selection")]
     pub(crate) include: Vec<String>,
     /// Leave out files and folders that match (may be repeated)

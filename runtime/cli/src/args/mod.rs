@@ -9,6 +9,7 @@ mod caption;
 mod judge;
 mod tools;
 pub(crate) mod values;
+mod video;
 
 use std::path::PathBuf;
 
@@ -21,6 +22,9 @@ pub(crate) use tools::{
     Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
     ExplainArgs, InspectArgs, ModelsArgs, TokensArgs, TraceArgs,
 };
+#[cfg(feature = "onnx")]
+pub(crate) use video::ProviderChoice;
+pub(crate) use video::{EncoderArgs, FrameChoice, VideoArgs};
 
 const AFTER_HELP: &str = "\
 The two commands most people want:
@@ -78,9 +82,9 @@ pub(crate) enum ColorChoice {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Caption pictures: files, folders, globs, or - for paths on stdin
+    /// Caption pictures and videos: files, folders, globs, or - for paths on stdin
     Caption(Box<CaptionArgs>),
-    /// Answer one question about pictures, streamed
+    /// Answer one question about pictures or a video, streamed
     Ask(Box<AskArgs>),
     /// Print how a chain of pruners runs on a model
     Explain(Box<ExplainArgs>),
@@ -136,6 +140,8 @@ pub(crate) struct ModelArgs {
     /// Scale pictures up to that many pixels, for families that scale by area
     #[arg(long, value_name = "N", value_parser = values::count, help_heading = "Model")]
     pub(crate) scale_min_pixels: Option<u64>,
+    #[command(flatten)]
+    pub(crate) encoder: EncoderArgs,
 }
 
 /// Arithmetic of matrix products.

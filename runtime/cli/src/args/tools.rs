@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::{ChainArgs, LimitArgs, ModelArgs, SamplingArgs};
+use super::{ChainArgs, LimitArgs, ModelArgs, SamplingArgs, VideoArgs};
 
 /// Flags of `ask`.
 #[derive(Clone, Debug, Args)]
@@ -14,7 +14,7 @@ pub(crate) struct AskArgs {
     /// The question; @FILE reads a file
     #[arg(value_name = "QUESTION")]
     pub(crate) question: String,
-    /// Picture, or - for stdin (may be repeated)
+    /// Picture or video, or - for a picture from stdin (may be repeated)
     #[arg(
         short = 'i',
         long,
@@ -23,6 +23,11 @@ pub(crate) struct AskArgs {
         value_name = "FILE|-"
     )]
     pub(crate) image: Vec<PathBuf>,
+    /// Folder whose pictures are the frames of one video, by name (may be repeated)
+    #[arg(long, value_name = "DIR", help_heading = "Video")]
+    pub(crate) frames: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) video: VideoArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]

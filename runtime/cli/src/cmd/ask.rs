@@ -11,8 +11,9 @@ use serde::Serialize;
 
 use crate::args::AskArgs;
 use crate::job;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, table};
+use crate::video::{Frames, advice};
 
 /// Answers with more or fewer pictures are told apart by this.
 const SCHEMA: &str = "secateur.answer/1";
@@ -41,8 +42,17 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
         .chain(chain)
         .sampling(job::sampling(&args.sampling))
         .max_tokens(args.sampling.max_tokens);
-    for path in &args.image {
-        request = request.clip(picture(path, &limits)?);
+    let frames = Frames::new(&args.video, &vlm, args.sampling.max_tokens, limits);
+    let mut most = 0;
+    for path in args.image.iter().chain(&args.frames) {
+        let is_folder = args.frames.contains(path);
+        if is_folder && !path.is_dir() {
+            return Err(usage(format!("--frames {}: expected a folder", path.display())));
+        }
+        let is_video = is_folder || secateur::video::is_video(path);
+        let clip = if is_video { frames.load(path)? } else { picture(path, &limits)? };
+        most += clip.frames().len();
+        request = vlm.fitted(clip)?.into_iter().fold(request, Request::clip);
     }
     request = request.decode_image_ms(start.elapsed().as_secs_f64() * 1e3);
     if let Some(system) = &args.system {
@@ -52,7 +62,10 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
         request = request.stop(stop);
     }
     let mut session = vlm.session();
-    let mut stream = session.ask(request)?;
+    let mut stream = session.ask(request).map_err(|error| match advice(&error, most) {
+        Some(advice) => anyhow::Error::from(error).context(advice),
+        None => error.into(),
+    })?;
     if !args.json && !args.no_stream {
         let mut is_start = true;
         for piece in stream.by_ref() {

@@ -154,7 +154,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
 
 fn open(args: &BenchArgs) -> Result<Vlm> {
     let Some(shape) = &args.shape else { return job::open(&args.model) };
-    job::builder(&args.model).open_random(shape, 0).with_context(|| format!("shape {shape}"))
+    job::builder(&args.model)?.open_random(shape, 0).with_context(|| format!("shape {shape}"))
 }
 
 /// A picture that becomes `visual` tokens: noise, so that no pruner sees ties.

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
         Ok(Box::new(Recorder { layer, reads, curve: shared.clone() }) as Box<dyn Pruner>)
     };
     let name = args.model.model.as_deref().unwrap_or("the built-in model");
-    let vlm = job::builder(&args.model)
+    let vlm = job::builder(&args.model)?
         .pruner(RECORDER, Arc::new(build))
         .open()
         .with_context(|| format!("cannot open {name}"))?;

@@ -24,6 +24,7 @@ use crate::output::{
 };
 use crate::record::{Caption, ErrorInfo, ImageInfo, Kept, Milliseconds, Record, Stamp, Tokens};
 use crate::signals::Signals;
+use crate::video::{Frames, advice};
 use crate::walk::{self, Item, Selection};
 
 /// Runs the command.
@@ -46,7 +47,8 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
     let signals = Signals::install()?;
     let vlm = job::open(&args.model)?;
     let chain = vlm.resolve(&job.chain)?;
-    let settings = job.settings(&args.model, &chain);
+    let frames = Frames::new(&args.video, &vlm, job.max_tokens, job.limits);
+    let settings = job.settings(&args.model, &chain, &frames);
     let fingerprint =
         crate::fingerprint::fingerprint(&job::model_identity(&args.model)?, &settings);
     console.detail(&format!("model {} on {}", vlm.info().name, vlm.describe()));
@@ -70,7 +72,7 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
         Auto::Auto if vlm.info().decoder.hidden <= 1024 => 8,
         Auto::Auto => 4,
     };
-    let worker = Worker { args, job: &job, vlm: &vlm, fingerprint, batch_size, signals };
+    let worker = Worker { args, job: &job, vlm: &vlm, frames, fingerprint, batch_size, signals };
     worker.run(&selection, plan, &mut *sink, console)
 }
 
@@ -164,6 +166,7 @@ struct Worker<'a> {
     args: &'a CaptionArgs,
     job: &'a CaptionJob,
     vlm: &'a Vlm,
+    frames: Frames,
     fingerprint: String,
     batch_size: usize,
     signals: Signals,
@@ -189,7 +192,7 @@ impl Worker<'_> {
             ));
         }
         let paths = plan.todo.iter().map(|&i| &*selection.items[i].path).collect();
-        let feed = Feed::new(paths, self.job.limits, 2 * self.batch_size);
+        let feed = Feed::new(paths, self.frames, 2 * self.batch_size);
         let mut progress = Progress::start(console, self.args.progress, plan.todo.len());
         let ended = std::thread::scope(|scope| {
             for _ in 0..self.job.jobs.min(plan.todo.len()) {
@@ -269,15 +272,16 @@ impl Worker<'_> {
         let mut slots = Vec::new();
         for (&index, decoded) in indices.iter().zip(decoded) {
             let item = &selection.items[index];
-            slots.push(decoded.map(|picture| {
+            slots.push(decoded.and_then(|picture| {
                 let info = ImageInfo {
                     width: picture.clip.width(),
                     height: picture.clip.height(),
                     frames: picture.clip.frames().len(),
                     exif_orientation: picture.orientation,
                 };
-                requests.push(self.request(item, picture).deadline(deadline));
-                info
+                let request = self.request(item, picture)?;
+                requests.push(request.deadline(deadline));
+                Ok(info)
             }));
         }
         let start = Instant::now();
@@ -292,7 +296,13 @@ impl Worker<'_> {
                 let path = sink.record_path(&item);
                 let outcome = slot.and_then(|info| match answers.next() {
                     Some(Ok(answer)) => Ok(self.caption(answer, info)),
-                    Some(Err(error)) => Err(of_run(&error, &item.path)),
+                    Some(Err(error)) => {
+                        let mut failed = of_run(&error, &item.path);
+                        if let Some(advice) = advice(&error, info.frames) {
+                            failed.message = format!("{}; {advice}", failed.message);
+                        }
+                        Err(failed)
+                    }
                     None => Err(ErrorInfo::new(
                         crate::record::ErrorKind::Internal,
                         "the batch gave no result for this picture",
@@ -307,9 +317,12 @@ impl Worker<'_> {
             .collect()
     }
 
-    fn request(&self, item: &Item, picture: Decoded) -> Request {
-        let mut request = Request::new(fill_in(&self.job.prompt, &item.path))
-            .clip(picture.clip)
+    fn request(&self, item: &Item, picture: Decoded) -> Result<Request, ErrorInfo> {
+        let clips = self.vlm.fitted(picture.clip).map_err(|e| of_run(&e, &item.path))?;
+        let request = Request::new(fill_in(&self.job.prompt, &item.path));
+        let mut request = clips
+            .into_iter()
+            .fold(request, Request::clip)
             .decode_image_ms(picture.ms)
             .chain(self.job.chain.clone())
             .sampling(self.job.sampling.clone())
@@ -317,7 +330,7 @@ impl Worker<'_> {
         if let Some(system) = &self.job.system {
             request = request.system(system);
         }
-        self.job.stop.iter().fold(request, |request, stop| request.stop(stop))
+        Ok(self.job.stop.iter().fold(request, |request, stop| request.stop(stop)))
     }
 
     fn caption(&self, answer: Answer, image: ImageInfo) -> Caption {

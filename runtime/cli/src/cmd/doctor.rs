@@ -10,7 +10,12 @@ use crate::output::{Align, Console, table};
 /// Optional parts that this build has.
 fn features() -> Vec<&'static str> {
     // Each optional dependency of the command adds its line here.
-    Vec::new()
+    let all = [
+        ("video", cfg!(feature = "video")),
+        ("onnx", cfg!(feature = "onnx")),
+        ("onnx-cuda", cfg!(feature = "onnx-cuda")),
+    ];
+    all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
 }
 
 /// `--version`: version, features, kernels.

@@ -1,5 +1,7 @@
 //! `explain`: how a chain runs on a model, before anything is paid for.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -36,17 +38,19 @@ struct Stage {
 /// A chain that does not fit the model, a model that cannot be opened.
 pub(crate) fn run(args: &ExplainArgs, console: &Console) -> Result<Outcome> {
     let spec = job::chain(&args.chain)?;
-    let model = job::outline(
-        job::builder(&args.model),
-        args.model.model.as_deref(),
-        args.shape.as_deref(),
-    )?;
+    // Only an encoder that is loaded says which signals it gives.
+    let (info, resolved) = if args.model.encoder.file.is_some() {
+        let vlm = job::open(&args.model)?;
+        (vlm.info().clone(), vlm.resolve(&spec)?)
+    } else {
+        let (name, shape) = (args.model.model.as_deref(), args.shape.as_deref());
+        let outline = job::outline(job::builder(&args.model)?, name, shape)?;
+        (outline.info().clone(), Arc::new(outline.resolve(&spec)?))
+    };
     if !args.json {
-        console.words(&model.explain(&spec)?)?;
+        console.words(&resolved.explain(&info, info.visual_tokens))?;
         return Ok(Outcome::Done);
     }
-    let resolved = model.resolve(&spec)?;
-    let info = model.info();
     let counts = resolved.counts(info.visual_tokens);
     let stages = resolved.stages.iter().zip(counts);
     let stages = stages
@@ -63,7 +67,7 @@ pub(crate) fn run(args: &ExplainArgs, console: &Console) -> Result<Outcome> {
         .collect();
     console.json(&Explained {
         schema: "secateur.explain/1",
-        model: info,
+        model: &info,
         chain: spec.to_string(),
         stages,
         notes: &resolved.notes,

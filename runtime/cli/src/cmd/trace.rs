@@ -51,7 +51,7 @@ fn open(args: &TraceArgs) -> Result<secateur::Vlm> {
         Advance::MaxPlusOne => VideoAdvance::MaxPlusOne,
         Advance::MaxHw => VideoAdvance::MaxHw,
     };
-    job::builder(&args.model)
+    job::builder(&args.model)?
         .model_options(ModelOptions { video_advance })
         .open()
         .with_context(|| format!("cannot open {name}"))

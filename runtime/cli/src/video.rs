@@ -1,0 +1,168 @@
+//! Videos on their way to the model: files, and folders whose pictures are frames.
+//!
+//! Invariants
+//! - What is taken by default fits the model; a number that was asked for is taken as it is, and
+//!   if the context is too short the error names the flag.
+//! - Frames of a folder stand in natural order: `f2.png` before `f10.png`.
+
+use std::cmp::Ordering;
+use std::path::{Path, PathBuf};
+
+use secateur::image::Limits;
+use secateur::{Clip, Error, FrameSampling, InputError, Policy, VideoOptions, Vlm, video};
+
+use crate::args::{FrameChoice, VideoArgs};
+
+/// Smallest mean difference of grey levels, of 255, that is a change of scene: a cut moves most
+/// pixels by far more, noise and motion by less.
+const SCENE_THRESHOLD: f32 = 20.0;
+/// Frames a second where nothing else is said, as in transformers.
+const FPS: f64 = 2.0;
+
+/// Which frames are taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frames {
+    options: VideoOptions,
+    /// Rate of the frames of folders.
+    fps: f64,
+    /// Most frames of folders.
+    most: usize,
+}
+
+impl Frames {
+    /// What flags and model say together; `max_tokens` are kept free for the answer.
+    pub(crate) fn new(args: &VideoArgs, vlm: &Vlm, max_tokens: usize, limits: Limits) -> Self {
+        let most = args.max_frames.unwrap_or_else(|| vlm.most_frames(max_tokens));
+        let fps = args.fps.map_or(FPS, f64::from);
+        let rate = Policy::Rate { fps, max_frames: most };
+        let sampling = match args.sampling {
+            FrameChoice::Model => {
+                let own = vlm.own_frame_policy().filter(|_| args.max_frames.is_none());
+                FrameSampling::Policy(own.map_or(rate, |own| with_rate(own, args.fps)))
+            }
+            FrameChoice::Rate => FrameSampling::Policy(rate),
+            FrameChoice::Uniform => FrameSampling::Policy(Policy::Uniform { frames: most }),
+            FrameChoice::Scenes => {
+                FrameSampling::Scenes { max_frames: most, threshold: SCENE_THRESHOLD }
+            }
+        };
+        let options = VideoOptions { sampling, limits, ..VideoOptions::default() };
+        Self { options, fps, most }
+    }
+
+    /// For tests of pictures.
+    #[cfg(test)]
+    pub(crate) fn pictures_only() -> Self {
+        Self { options: VideoOptions::default(), fps: FPS, most: 1 }
+    }
+
+    /// What can change a caption, for fingerprints: limits cannot.
+    pub(crate) fn identity(&self) -> String {
+        format!("{:?}, folders {} at {} a second", self.options.sampling, self.most, self.fps)
+    }
+
+    /// Limits on frames, and on pictures.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.options.limits
+    }
+
+    /// Reads a video file, or a folder of frames.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn load(&self, path: &Path) -> Result<Clip, InputError> {
+        if !path.is_dir() {
+            return video::load(path, &self.options);
+        }
+        let label = path.display().to_string();
+        let pictures = pictures_of(path)
+            .map_err(|e| InputError::Io { path: label.clone(), reason: e.to_string() })?;
+        if pictures.is_empty() {
+            let reason = "expected pictures in the folder, found none".to_owned();
+            return Err(InputError::Refused { path: label, reason });
+        }
+        let count = self.most.min(pictures.len());
+        let taken: Vec<PathBuf> =
+            (0..count).map(|i| pictures[i * pictures.len() / count].clone()).collect();
+        // Fewer frames of the same time are further apart.
+        let fps = self.fps * count as f64 / pictures.len() as f64;
+        video::from_pictures(&label, &taken, fps, &self.options)
+    }
+}
+
+fn with_rate(own: Policy, wanted: Option<f32>) -> Policy {
+    let Some(wanted) = wanted.map(f64::from) else { return own };
+    match own {
+        Policy::QwenTwo { .. } => Policy::QwenTwo { fps: wanted },
+        Policy::QwenThree { .. } => Policy::QwenThree { fps: wanted },
+        Policy::SmolVlm { max_frames, .. } => Policy::SmolVlm { fps: wanted, max_frames },
+        other => other,
+    }
+}
+
+/// Whether a path is read here and not as a picture.
+pub(crate) fn is_video(path: &Path) -> bool {
+    video::is_video(path) || path.is_dir()
+}
+
+/// The pictures that stand directly in a folder, in natural order; hidden ones are left out.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub(crate) fn pictures_of(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let is_hidden =
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !is_hidden && crate::walk::is_picture(&path) && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort_by(|a, b| natural(&a.to_string_lossy(), &b.to_string_lossy()));
+    Ok(found)
+}
+
+/// Runs of digits compare as numbers, everything else letter by letter.
+fn natural(a: &str, b: &str) -> Ordering {
+    let (mut x, mut y) = (a, b);
+    while let (Some(p), Some(q)) = (x.chars().next(), y.chars().next()) {
+        let digits = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
+        let (m, n) = (digits(x), digits(y));
+        let order = if m > 0 && n > 0 {
+            let (v, w) = (x[..m].trim_start_matches('0'), y[..n].trim_start_matches('0'));
+            (x, y) = (&x[m..], &y[n..]);
+            v.len().cmp(&w.len()).then_with(|| v.cmp(w))
+        } else {
+            (x, y) = (&x[p.len_utf8()..], &y[q.len_utf8()..]);
+            p.cmp(&q)
+        };
+        if order != Ordering::Equal {
+            return order;
+        }
+    }
+    // `01` and `1` are told apart, so that the order is total.
+    x.len().cmp(&y.len()).then_with(|| a.cmp(b))
+}
+
+/// What to do about an error of a run over that many frames.
+pub(crate) fn advice(error: &Error, frames: usize) -> Option<String> {
+    match error {
+        Error::Context { .. } if frames > 1 => {
+            Some(format!("{frames} frames were taken; take fewer with --max-frames"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_names_count_as_numbers() {
+        let mut names = ["f10.png", "f2.png", "f02.png", "g1", "f1", "f", "f1b"];
+        names.sort_by(|a, b| natural(a, b));
+        assert_eq!(names, ["f", "f1", "f1b", "f02.png", "f2.png", "f10.png", "g1"]);
+    }
+}
