@@ -14,12 +14,12 @@ const PICTURES: [&str; 2] = ["black-ring-orange-star.png", "blue-triangle-red-cr
 
 /// The example pictures as frames of one size: `f9.png`, `f10.png`, ...
 fn frames(folder: &Path) {
-    fs::create_dir_all(folder).unwrap();
+    fs::create_dir_all(folder).expect("a folder");
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/images");
     for (i, name) in PICTURES.iter().enumerate() {
-        let picture = image::open(examples.join(name)).unwrap();
+        let picture = image::open(examples.join(name)).expect("an example picture");
         let small = picture.resize_exact(128, 128, image::imageops::FilterType::Triangle);
-        small.save(folder.join(format!("f{}.png", i + 9))).unwrap();
+        small.save(folder.join(format!("f{}.png", i + 9))).expect("a picture");
     }
 }
 
