@@ -22,7 +22,9 @@ pub(crate) use tools::{
     Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
     ExplainArgs, InspectArgs, ModelsArgs, TokensArgs, TraceArgs,
 };
-pub(crate) use video::{EncoderArgs, FrameChoice, ProviderChoice, VideoArgs};
+#[cfg(feature = "onnx")]
+pub(crate) use video::ProviderChoice;
+pub(crate) use video::{EncoderArgs, FrameChoice, VideoArgs};
 
 const AFTER_HELP: &str = "\
 The two commands most people want:
