@@ -23,6 +23,8 @@ fn file(name: &str) -> PathBuf {
 /// Whether the library is there; a machine without it skips, and says so.
 fn library_is_there() -> bool {
     let there = std::env::var_os("ORT_DYLIB_PATH").is_some();
+    let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default();
+    assert!(there || !required.contains("onnx"), "onnx is required: ORT_DYLIB_PATH is not set");
     if !there {
         eprintln!("skipped: ORT_DYLIB_PATH is not set");
     }

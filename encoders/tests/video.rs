@@ -33,7 +33,7 @@ fn clip(
     arguments: &[&str],
 ) -> Option<PathBuf> {
     let path = folder.join(name);
-    let mut child = Command::new("ffmpeg")
+    let child = Command::new("ffmpeg")
         .args(["-hide_banner", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"])
         .args(["-s", &format!("{}x{}", size.0, size.1), "-r", &FPS.to_string(), "-i", "-"])
         .args(arguments)
@@ -41,14 +41,17 @@ fn clip(
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
+        .spawn();
+    let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default().contains("video");
+    assert!(child.is_ok() || !required, "video is required: there is no ffmpeg command");
+    let mut child = child.ok()?;
     let mut pipe = child.stdin.take().unwrap();
     for i in 0..count {
         pipe.write_all(&picture(i, size.0, size.1)).ok()?;
     }
     drop(pipe);
     let made = child.wait().unwrap().success() && path.is_file();
+    assert!(made || !required, "video is required: ffmpeg cannot make {name}");
     if !made {
         eprintln!("skipped: ffmpeg cannot make {name}");
     }

@@ -90,17 +90,34 @@ fn stream(path: &Path, label: &str) -> Result<Stream, InputError> {
     let start_s = start as f64 * rate(found.time_base());
     // Zero where the container does not say.
     let promised = usize::try_from(found.frames()).unwrap_or(0);
-    let frames = input.packets().filter(|(stream, _)| stream.index() == index).count();
-    if frames < promised {
-        let reason = format!("expected {promised} frames, the file ends after {frames}");
-        return Err(corrupt(label, reason));
+    let unit_s = rate(found.time_base());
+    // A container's length is its longest stream's: of a single one it says where that ends.
+    let length_s = Some(input.duration()).filter(|d| *d > 0 && input.nb_streams() == 1);
+    let (mut frames, mut first, mut last) = (0usize, f64::INFINITY, f64::NEG_INFINITY);
+    for (_, packet) in input.packets().filter(|(stream, _)| stream.index() == index) {
+        frames += 1;
+        if let Some(time) = packet.pts().map(|t| t as f64 * unit_s) {
+            (first, last) = (first.min(time), last.max(time));
+        }
     }
-    Ok(Stream {
-        fps: rates.into_iter().find(|f| sane(*f)).unwrap_or(24.0),
-        frames,
-        turns,
-        start_s: if start_s.is_finite() { start_s } else { 0.0 },
-    })
+    let short = |expected: String, found: String| {
+        corrupt(label, format!("expected {expected}, the file ends after {found}"))
+    };
+    if frames < promised {
+        return Err(short(format!("{promised} frames"), frames.to_string()));
+    }
+    let spacing = (last - first) / frames.saturating_sub(1) as f64;
+    if let Some(length_s) = length_s.map(|us| us as f64 / 1e6)
+        && spacing.is_finite()
+        && last - first + 2.0 * spacing < 0.9 * length_s
+    {
+        return Err(short(format!("{length_s:.1} s"), format!("{:.1} s", last - first)));
+    }
+    // Matroska has no mean rate and FFmpeg guesses one; frames that were dropped make it wrong.
+    let fps = rates.into_iter().find(|f| sane(*f)).unwrap_or(24.0);
+    let measured = 1.0 / spacing;
+    let fps = if sane(measured) && (fps / measured - 1.0).abs() > 0.1 { measured } else { fps };
+    Ok(Stream { fps, frames, turns, start_s: if start_s.is_finite() { start_s } else { 0.0 } })
 }
 
 /// Clockwise quarter turns of a display matrix (nine native i32, 16.16).

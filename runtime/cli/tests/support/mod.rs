@@ -1,5 +1,6 @@
 //! What the tests of the command share: pictures, folders, and the program itself.
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::print_stderr, reason = "a skip says why")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -91,4 +92,11 @@ pub(crate) fn put(path: &Path, bytes: &[u8]) {
 /// Whether the full numbers were asked for.
 pub(crate) fn is_full() -> bool {
     std::env::var_os("SECATEUR_FULL").is_some_and(|v| v == "1")
+}
+
+/// Says why a test skips; fails where `SECATEUR_REQUIRE` (a list, by commas) names what it needs.
+pub(crate) fn skipped(need: &str, reason: &str) {
+    let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r == need), "{need} is required: {reason}");
+    eprintln!("skipped: {reason}");
 }
