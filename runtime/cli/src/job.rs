@@ -1,6 +1,7 @@
 //! From what was typed to what is run: everything resolved and checked before any work begins.
 //!
-//! Nothing below this module reads arguments, environment or the terminal.
+//! Nothing below this module reads arguments, the terminal or, but for the hub's own variables
+//! ([`crate::hub`]), the environment.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,7 +18,9 @@ use crate::args::{
     ModelArgs, QuestionArgs, SamplingArgs,
 };
 use crate::eval::{Question, folder, load};
+use crate::hub::{self, Needs};
 use crate::outcome::usage;
+use crate::output::Console;
 use crate::video::Frames;
 
 /// Arithmetic that was asked for.
@@ -46,11 +49,13 @@ pub(crate) fn processor_options(args: &ModelArgs) -> ProcessorOptions {
     }
 }
 
-/// A model about to be opened.
+/// A model about to be opened, its files in place.
 ///
 /// # Errors
-/// An ONNX encoder in a build without the feature `onnx`: a usage error.
-pub(crate) fn builder(args: &ModelArgs) -> Result<VlmBuilder> {
+/// A hub id whose files are not in the cache and cannot be downloaded; an ONNX encoder in a build
+/// without the feature `onnx`: a usage error.
+pub(crate) fn builder(args: &ModelArgs, needs: Needs, console: &Console) -> Result<VlmBuilder> {
+    hub::fetch(args.model.as_deref(), needs, args.offline, console)?;
     let builder = Vlm::builder(ModelSource::parse(args.model.as_deref()))
         .precision(precision(args.dtype))
         .image_options(processor_options(args));
@@ -90,13 +95,22 @@ fn with_encoder(builder: VlmBuilder, args: &EncoderArgs, _: Option<usize>) -> Re
     }
 }
 
+/// Puts a model's files in place ahead of the handlers of signals, so that the first signal ends a
+/// download; what came so far is kept.
+///
+/// # Errors
+/// As [`builder`].
+pub(crate) fn fetch(args: &ModelArgs, console: &Console) -> Result<()> {
+    hub::fetch(args.model.as_deref(), Needs::Weights, args.offline, console)
+}
+
 /// Opens a model.
 ///
 /// # Errors
-/// What is wrong with its files.
-pub(crate) fn open(args: &ModelArgs) -> Result<Vlm> {
+/// As [`builder`]; what is wrong with its files.
+pub(crate) fn open(args: &ModelArgs, console: &Console) -> Result<Vlm> {
     let name = args.model.as_deref().unwrap_or("the built-in model");
-    builder(args)?.open().with_context(|| format!("cannot open {name}"))
+    builder(args, Needs::Weights, console)?.open().with_context(|| format!("cannot open {name}"))
 }
 
 /// Reads what a model, or a named shape, is; none of its weights.

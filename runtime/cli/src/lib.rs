@@ -1,8 +1,8 @@
 //! The command `secateur`: reads flags, runs one command, prints its results.
 //!
 //! `args` (what was typed) -> `config` (files and environment) -> `job` (resolved and checked) ->
-//! `cmd` (run) -> `outcome` (exit code). Nothing below `job` reads arguments, environment or the
-//! terminal; everything is printed by `output`.
+//! `cmd` (run) -> `outcome` (exit code). Nothing below `job` reads arguments, the terminal or,
+//! but for the hub's own variables (`hub`), the environment; everything is printed by `output`.
 #![forbid(unsafe_code)]
 
 mod args;
@@ -13,6 +13,7 @@ mod eval;
 mod failure;
 mod feed;
 mod fingerprint;
+mod hub;
 mod inspect;
 mod job;
 mod journal;

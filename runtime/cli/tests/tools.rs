@@ -296,3 +296,20 @@ fn colours_obey_the_environment() {
     assert!(!coloured(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")], &[]));
     assert!(coloured(&[("NO_COLOR", "1")], &["--color", "always"]));
 }
+
+#[cfg(not(feature = "hub"))]
+#[test]
+fn a_hub_id_that_is_not_in_the_cache_has_two_ways_out() {
+    let folder = pictures(1);
+    for args in [
+        &["ask", "-m", "tests/tiny", "-i", "in/000.png", "What?"][..],
+        &["tokens", "-m", "tests/tiny", "--size", "9x9"],
+        &["models", "tests/tiny", "--offline"],
+    ] {
+        let (code, _, err) = texts(&run(folder.path(), args));
+        assert_eq!(code, 1, "{err}");
+        for word in ["not in the hub cache", "hf download tests/tiny", "--features hub"] {
+            assert!(err.contains(word), "{word}: {err}");
+        }
+    }
+}

@@ -332,7 +332,11 @@ impl std::fmt::Debug for Weights {
     }
 }
 
-fn shard_names(index: &Path) -> Result<Vec<String>, WeightsError> {
+/// The files that an index (`model.safetensors.index.json`) names, ascending.
+///
+/// # Errors
+/// Unreadable, no `weight_map`, a name that is not one of a file beside the index.
+pub fn shard_names(index: &Path) -> Result<Vec<String>, WeightsError> {
     let io = |source| WeightsError::Io { path: index.to_path_buf(), source };
     let format =
         |reason: String| WeightsError::Format { file: index.display().to_string(), reason };

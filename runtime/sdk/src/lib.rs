@@ -60,7 +60,7 @@ pub use secateur_encoders::processors::sampling::Policy;
 pub use secateur_encoders::video::{self, Sampling as FrameSampling, VideoOptions};
 pub use secateur_models::{ModelOptions, VideoAdvance};
 pub use session::{Session, Stream};
-pub use source::ModelSource;
+pub use source::{ModelSource, hub_cache};
 pub use vlm::{EncoderParts, Vlm, VlmBuilder, parse_chain};
 
 /// The files of the built-in model.

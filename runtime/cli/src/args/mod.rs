@@ -115,10 +115,13 @@ pub(crate) enum Command {
 /// Which model, and how it computes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Model: a folder in the Hugging Face layout, or a hub id OWNER/NAME[@REV] from the cache
+    /// Model: a folder in the Hugging Face layout, or a hub id OWNER/NAME[@REV]
     /// [default: the built-in model]
     #[arg(short, long, value_name = "DIR|REPO", help_heading = "Model")]
     pub(crate) model: Option<String>,
+    /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
+    #[arg(long, help_heading = "Model")]
+    pub(crate) offline: bool,
     /// Arithmetic of matrix products (auto is bf16)
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub(crate) dtype: Dtype,

@@ -184,6 +184,9 @@ pub(crate) struct TokensArgs {
     /// Model: a folder or a hub id [default: the built-in model]
     #[arg(short, long, value_name = "DIR|REPO")]
     pub(crate) model: Option<String>,
+    /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// A named shape instead of a model (a wrong name lists the known ones)
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub(crate) shape: Option<String>,
@@ -204,6 +207,9 @@ pub(crate) struct ModelsArgs {
     /// A model folder or hub id to describe [default: list the families]
     #[arg(value_name = "DIR|REPO")]
     pub(crate) model: Option<String>,
+    /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
     /// One JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

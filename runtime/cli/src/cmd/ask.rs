@@ -35,7 +35,7 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
     let question = job::text(&args.question)?;
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
-    let vlm = job::open(&args.model)?;
+    let vlm = job::open(&args.model, console)?;
     vlm.resolve(&chain)?;
     let start = Instant::now();
     let mut request = Request::new(&question)

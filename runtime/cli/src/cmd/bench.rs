@@ -17,6 +17,7 @@ use secateur::{ChainSpec, Clip, Report, Request, Vlm};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
+use crate::hub::Needs;
 use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, table};
@@ -127,7 +128,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
     if args.repeats == 0 {
         return Err(usage("--repeats must be at least 1"));
     }
-    let vlm = open(args)?;
+    let vlm = open(args, console)?;
     console.note(&format!("{} on {}", vlm.info().name, vlm.describe()));
     let clip = picture_of(&vlm, args.visual)?;
     let measured = measure(args, &vlm, &clip, console)?;
@@ -152,9 +153,11 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn open(args: &BenchArgs) -> Result<Vlm> {
-    let Some(shape) = &args.shape else { return job::open(&args.model) };
-    job::builder(&args.model)?.open_random(shape, 0).with_context(|| format!("shape {shape}"))
+fn open(args: &BenchArgs, console: &Console) -> Result<Vlm> {
+    let Some(shape) = &args.shape else { return job::open(&args.model, console) };
+    job::builder(&args.model, Needs::Description, console)?
+        .open_random(shape, 0)
+        .with_context(|| format!("shape {shape}"))
 }
 
 /// A picture that becomes `visual` tokens: noise, so that no pruner sees ties.

@@ -11,6 +11,7 @@ use secateur::{Params, Request};
 
 use crate::args::{CalibrateArgs, RowsChoice, TrendForm};
 use crate::calibrate::{Curve, Form, Reads, Recorder, Trend, fit};
+use crate::hub::Needs;
 use crate::job;
 use crate::outcome::Outcome;
 use crate::output::{Console, Progress};
@@ -31,6 +32,7 @@ const FEW: usize = 100;
 pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
     let mut questions = job::questions(&args.source)?;
     questions.truncate(args.limit.unwrap_or(usize::MAX).max(1));
+    job::fetch(&args.model, console)?;
     let signals = Signals::install()?;
     let curve = Arc::new(Mutex::new(Curve::new(2)));
     let shared = curve.clone();
@@ -39,7 +41,7 @@ pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
         Ok(Box::new(Recorder { layer, reads, curve: shared.clone() }) as Box<dyn Pruner>)
     };
     let name = args.model.model.as_deref().unwrap_or("the built-in model");
-    let vlm = job::builder(&args.model)?
+    let vlm = job::builder(&args.model, Needs::Weights, console)?
         .pruner(RECORDER, Arc::new(build))
         .open()
         .with_context(|| format!("cannot open {name}"))?;

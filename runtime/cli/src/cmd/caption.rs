@@ -44,8 +44,9 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
         console.warn("no picture was selected");
         return Ok(Outcome::Done);
     }
+    job::fetch(&args.model, console)?;
     let signals = Signals::install()?;
-    let vlm = job::open(&args.model)?;
+    let vlm = job::open(&args.model, console)?;
     let chain = vlm.resolve(&job.chain)?;
     let frames = Frames::new(&args.video, &vlm, job.max_tokens, job.limits);
     let settings = job.settings(&args.model, &chain, &frames);

@@ -26,8 +26,9 @@ const LEAST: usize = 16;
 pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<Outcome> {
     let questions = questions(args)?;
     let chains = chains(args)?;
+    job::fetch(&args.model, console)?;
     let signals = Signals::install()?;
-    let vlm = job::open(&args.model)?;
+    let vlm = job::open(&args.model, console)?;
     let keep = budgets(&args.keep, vlm.info().visual_tokens);
     let plan = Plan::new(&vlm, &args.pruners, &chains, &keep, args.seeds)?;
     for note in &plan.notes {

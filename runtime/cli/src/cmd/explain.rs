@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::args::ExplainArgs;
+use crate::hub::Needs;
 use crate::job;
 use crate::outcome::Outcome;
 use crate::output::Console;
@@ -40,11 +41,12 @@ pub(crate) fn run(args: &ExplainArgs, console: &Console) -> Result<Outcome> {
     let spec = job::chain(&args.chain)?;
     // Only an encoder that is loaded says which signals it gives.
     let (info, resolved) = if args.model.encoder.file.is_some() {
-        let vlm = job::open(&args.model)?;
+        let vlm = job::open(&args.model, console)?;
         (vlm.info().clone(), vlm.resolve(&spec)?)
     } else {
         let (name, shape) = (args.model.model.as_deref(), args.shape.as_deref());
-        let outline = job::outline(job::builder(&args.model)?, name, shape)?;
+        let builder = job::builder(&args.model, Needs::Description, console)?;
+        let outline = job::outline(builder, name, shape)?;
         (outline.info().clone(), Arc::new(outline.resolve(&spec)?))
     };
     if !args.json {

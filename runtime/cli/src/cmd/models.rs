@@ -7,6 +7,7 @@ use secateur_core::files::ModelFiles;
 use secateur_core::model::SignalKind;
 
 use crate::args::ModelsArgs;
+use crate::hub::{self, Needs};
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, table};
 
@@ -17,7 +18,7 @@ use crate::output::{Align, Console, table};
 pub(crate) fn run(args: &ModelsArgs, console: &Console) -> Result<Outcome> {
     match &args.model {
         None => families(args.json, console)?,
-        Some(model) => folder(model, args.json, console)?,
+        Some(model) => folder(model, args, console)?,
     }
     Ok(Outcome::Done)
 }
@@ -69,7 +70,8 @@ fn families(json: bool, console: &Console) -> Result<()> {
     Ok(())
 }
 
-fn folder(model: &str, json: bool, console: &Console) -> Result<()> {
+fn folder(model: &str, args: &ModelsArgs, console: &Console) -> Result<()> {
+    hub::fetch(Some(model), Needs::Description, args.offline, console)?;
     let source = ModelSource::parse(Some(model));
     let Some(folder) = source.folder()? else {
         return Err(usage("name a folder or a hub id; `explain` describes the built-in model"));
@@ -79,7 +81,7 @@ fn folder(model: &str, json: bool, console: &Console) -> Result<()> {
         .with_context(|| format!("{} is no model that can be run", folder.display()))?;
     let info = described.info();
     let weights = weights_of(&folder);
-    if json {
+    if args.json {
         return console.json(&serde_json::json!({
             "schema": "secateur.model/1", "family": described.entry.name,
             "folder": folder.display().to_string(), "info": info, "weight_files": weights.0,

@@ -6,6 +6,7 @@ use secateur::{Clip, Outline, Vlm};
 
 use crate::args::TokensArgs;
 use crate::cmd::ask::picture;
+use crate::hub::{self, Needs};
 use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, clean_line, table};
@@ -28,7 +29,7 @@ pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
     if args.image.is_empty() && args.size.is_empty() {
         return Err(usage("name a picture with --image, or a size with --size WxH"));
     }
-    let outline = open(args)?;
+    let outline = open(args, console)?;
     let limits = secateur::image::Limits::default();
     let mut counted = Vec::new();
     for path in &args.image {
@@ -67,7 +68,8 @@ pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn open(args: &TokensArgs) -> Result<Outline> {
+fn open(args: &TokensArgs, console: &Console) -> Result<Outline> {
+    hub::fetch(args.model.as_deref(), Needs::Description, args.offline, console)?;
     let side = |n: Option<u64>| n.and_then(|n| usize::try_from(n).ok());
     let options = secateur::ProcessorOptions {
         max_pixels: side(args.max_pixels),

@@ -7,6 +7,7 @@ use secateur::image::{Limits, load};
 use secateur::{Clip, Frame, ModelOptions, Request, VideoAdvance, VideoInfo};
 
 use crate::args::{Advance, TraceArgs};
+use crate::hub::Needs;
 use crate::job;
 use crate::outcome::Outcome;
 use crate::output::Console;
@@ -36,7 +37,7 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
         Some(path) => secateur::trace::read_histories(path)?,
         None => secateur::trace::Histories::default(),
     };
-    let vlm = open(args)?;
+    let vlm = open(args, console)?;
     let tensors = vlm.trace(&request, &histories)?;
     let bytes = tensors.to_safetensors().context("the tensors cannot be written")?;
     replace_one(&args.out, &bytes)
@@ -45,13 +46,13 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn open(args: &TraceArgs) -> Result<secateur::Vlm> {
+fn open(args: &TraceArgs, console: &Console) -> Result<secateur::Vlm> {
     let name = args.model.model.as_deref().unwrap_or("the built-in model");
     let video_advance = match args.mrope_video_advance {
         Advance::MaxPlusOne => VideoAdvance::MaxPlusOne,
         Advance::MaxHw => VideoAdvance::MaxHw,
     };
-    job::builder(&args.model)?
+    job::builder(&args.model, Needs::Weights, console)?
         .model_options(ModelOptions { video_advance })
         .open()
         .with_context(|| format!("cannot open {name}"))

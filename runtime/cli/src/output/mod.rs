@@ -13,6 +13,8 @@ mod sink;
 mod summary;
 mod table;
 mod text;
+#[cfg(feature = "hub")]
+mod transfer;
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
@@ -29,6 +31,8 @@ pub(crate) use sink::{Finished, Rules, Sink, Verdict};
 pub(crate) use summary::Summary;
 pub(crate) use table::{Align, table};
 pub(crate) use text::Sidecars;
+#[cfg(feature = "hub")]
+pub(crate) use transfer::Transfer;
 
 /// Where output goes, and how it may look.
 #[derive(Debug)]

@@ -1,0 +1,170 @@
+//! What went wrong with the hub, in words that say whose turn it is.
+
+use std::io;
+
+use anyhow::{Error, anyhow};
+use hf_hub::api::sync::ApiError;
+
+/// What was asked of whom.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    /// `owner/name`
+    pub(super) id: String,
+    /// Branch, tag or commit.
+    pub(super) revision: String,
+    /// Address of the hub.
+    pub(super) endpoint: String,
+    /// Whether a token went along.
+    pub(super) has_token: bool,
+}
+
+impl Asked {
+    /// An error about the repository.
+    pub(super) fn wrong(&self, reason: &str) -> Error {
+        anyhow!("{}@{}: {reason}", self.id, self.revision)
+    }
+
+    /// An error of `hf-hub`; `file` is what was being fetched, if it was a file.
+    pub(super) fn fault(&self, file: Option<&str>, error: ApiError) -> Error {
+        let reason = match error {
+            ApiError::TooManyRetries(last) => return self.fault(file, *last),
+            ApiError::RequestError(error) => self.request(&error),
+            ApiError::IoError(error) => self.io(&error),
+            ApiError::LockAcquisition(path) => {
+                format!("another process is downloading it: it holds {}", path.display())
+            }
+            // A header that the hub always sends: a proxy or another server answered.
+            other => format!("{} does not answer like the hub: {other}", self.endpoint),
+        };
+        match file {
+            Some(file) => self.wrong(&format!("{file}: {reason}")),
+            None => self.wrong(&reason),
+        }
+    }
+
+    /// An error of a request.
+    pub(super) fn request(&self, error: &ureq::Error) -> String {
+        match error {
+            ureq::Error::StatusCode(code) => self.status(*code),
+            ureq::Error::Io(error) if is_full(error) => self.io(error),
+            other => self.unreachable(&other.to_string()),
+        }
+    }
+
+    /// The hub's answer, where it is none.
+    pub(super) fn status(&self, code: u16) -> String {
+        let Asked { id, revision, endpoint, .. } = self;
+        match code {
+            // The hub hides from strangers which names exist.
+            401 if self.has_token => format!(
+                "the hub refuses the token (401): HF_TOKEN is not valid, or {id} does not exist \
+                 (nor does a folder of that name)"
+            ),
+            401 => format!(
+                "the hub wants to know who asks (401): {id} is gated or private, or does not exist \
+                 (nor does a folder of that name); set HF_TOKEN to a token that may read it"
+            ),
+            403 => format!(
+                "the hub refuses access (403): ask for it at {endpoint}/{id}, and set HF_TOKEN to a \
+                 token of that account that may read gated repositories"
+            ),
+            404 => format!(
+                "{endpoint} has no repository {id}, or none with the revision {revision} (404); \
+                 nor is there a folder of that name"
+            ),
+            429 => "the hub has had too many requests from here (429); try again later, or set \
+                    HF_TOKEN"
+                .to_owned(),
+            500.. => format!("{endpoint} has a fault of its own ({code}); try again later"),
+            _ => format!("{endpoint} answers {code}"),
+        }
+    }
+
+    fn io(&self, error: &io::Error) -> String {
+        if is_full(error) {
+            return format!("no space left in {}: {error}", secateur::hub_cache().display());
+        }
+        // Errors of a body that is being read come as errors of files.
+        let request = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
+        if let Some(error) = request {
+            return self.request(error);
+        }
+        if error.raw_os_error().is_none() || is_network(error) {
+            return self.unreachable(&error.to_string());
+        }
+        format!("cannot write to {}: {error}", secateur::hub_cache().display())
+    }
+
+    fn unreachable(&self, why: &str) -> String {
+        format!(
+            "cannot reach {}: {why}; running it again goes on from there, and --offline uses only \
+             what the cache has",
+            self.endpoint
+        )
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+fn is_network(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkDown,
+        NetworkUnreachable, TimedOut,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted
+            | ConnectionRefused
+            | ConnectionReset
+            | HostUnreachable
+            | NetworkDown
+            | NetworkUnreachable
+            | TimedOut
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(has_token: bool) -> Asked {
+        Asked { id: "a/b".into(), revision: "main".into(), endpoint: "http://h".into(), has_token }
+    }
+
+    fn said(error: ApiError) -> String {
+        asked(false).fault(Some("f"), error).to_string()
+    }
+
+    #[test]
+    fn a_full_disk_and_a_lost_network_are_told_apart() {
+        let os = |code| ApiError::IoError(io::Error::from_raw_os_error(code));
+        // ENOSPC, EACCES and ECONNRESET of Linux.
+        assert!(said(os(28)).starts_with("a/b@main: f: no space left in "));
+        assert!(said(os(13)).contains("cannot write to "));
+        assert!(said(os(104)).contains("cannot reach http://h: "));
+        let body = io::Error::new(io::ErrorKind::UnexpectedEof, "peer disconnected");
+        assert!(said(ApiError::IoError(body)).contains("running it again goes on"));
+        let wrapped = io::Error::other(ureq::Error::HostNotFound);
+        let last = ApiError::TooManyRetries(Box::new(ApiError::IoError(wrapped)));
+        assert!(said(last).contains("cannot reach http://h: "));
+    }
+
+    #[test]
+    fn each_status_says_what_to_do() {
+        for (code, word) in [
+            (401, "set HF_TOKEN"),
+            (403, "http://h/a/b"),
+            (404, "no repository a/b, or none with the revision main"),
+            (429, "too many"),
+            (503, "try again later"),
+            (418, "418"),
+        ] {
+            let error = ApiError::RequestError(Box::new(ureq::Error::StatusCode(code)));
+            assert!(said(error).contains(word), "{code}");
+        }
+        assert!(asked(true).status(401).contains("HF_TOKEN is not valid"));
+    }
+}
