@@ -161,9 +161,9 @@ fn open(args: &BenchArgs) -> Result<Vlm> {
 /// Side of a square picture that becomes `visual` tokens, pixels.
 fn side_of(vlm: &Vlm, visual: Option<usize>) -> Result<u32> {
     let mut side = 336u32;
+    let Some(wanted) = visual else { return Ok(side) };
     let mut found = Vec::new();
     for _ in 0..6 {
-        let Some(wanted) = visual else { return Ok(side) };
         let request = Request::new("x").clip(noise(side, 0)?).max_tokens(0);
         let visual = vlm.session().ask(request)?.finish()?.report.visual_in;
         if visual == wanted {
@@ -177,8 +177,7 @@ fn side_of(vlm: &Vlm, visual: Option<usize>) -> Result<u32> {
         side = (scaled.round() as u32).clamp(14, 8192);
     }
     Err(usage(format!(
-        "--visual {}: square pictures become {found:?} visual tokens with this model",
-        visual.unwrap_or_default()
+        "--visual {wanted}: square pictures become {found:?} visual tokens with this model"
     )))
 }
 
