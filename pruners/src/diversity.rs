@@ -19,12 +19,10 @@ use rayon::prelude::*;
 use crate::score::first_max;
 
 /// Largest number of tokens whose similarities are held at once: 256 MiB. Above, every choice reads
-/// all rows again, which at 8,192 tokens of a 7B model is thirteen times as slow.
+/// all rows again, which at 8,192 tokens of a 7B model is more than ten times as slow.
 pub const STORED_TOKENS: usize = 8192;
 /// Rows of a block of the matrix product.
 const BLOCK: usize = 64;
-/// Tokens whose factors one thread brings up to date.
-const PART: usize = 1024;
 /// Distances below this count as 0: equal directions differ by a few units in the last place.
 const SAME: f32 = 1e-6;
 
@@ -197,13 +195,10 @@ pub fn greedy_dpp(cosines: &Cosines, quality: &[f32], k: usize) -> Vec<usize> {
         let root = gains[next].sqrt();
         let row = cosines.row(next);
         let mut factor: Vec<f32> = (0..n).map(|i| quality[next] * row[i] * quality[i]).collect();
-        factor.par_chunks_mut(PART).enumerate().for_each(|(at, part)| {
-            for earlier in &factors {
-                let weight = earlier[next];
-                let own = &earlier[at * PART..];
-                part.iter_mut().zip(own).for_each(|(f, e)| *f -= weight * e);
-            }
-        });
+        for earlier in &factors {
+            let weight = earlier[next];
+            factor.iter_mut().zip(earlier).for_each(|(f, e)| *f -= weight * e);
+        }
         for (gain, f) in gains.iter_mut().zip(&mut factor) {
             *f /= root;
             *gain -= *f * *f;
