@@ -12,6 +12,8 @@
 //! Not here: the definitions (`reference`).
 
 mod attention;
+#[cfg(feature = "gguf")]
+pub(crate) mod blocks;
 mod detect;
 mod elementwise;
 pub(in crate::ops) mod linear;

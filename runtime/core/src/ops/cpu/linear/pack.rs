@@ -13,7 +13,7 @@ use crate::ops::cpu::memory::{Memory, Shared};
 use crate::ops::cpu::threads::Threads;
 use crate::ops::reference::{check_matrices, join_biases};
 use crate::tensor::DType;
-use crate::weights::WeightView;
+use crate::weights::{Format, WeightView};
 
 /// A linear layer packed for the CPU's kernels.
 #[derive(Debug)]
@@ -148,8 +148,8 @@ fn fill_words(view: &WeightView, index: usize, inputs: usize, panel: &mut [u32])
 
 /// Writes row `index` as pairs of bf16, one word every 16.
 fn fill_pairs(view: &WeightView, index: usize, inputs: usize, panel: &mut [u32]) {
-    if view.dtype() == DType::Bf16 && inputs.is_multiple_of(2) {
-        let bytes = &view.bytes()[index * inputs * 2..][..inputs * 2];
+    if view.format() == Format::Plain(DType::Bf16) && inputs.is_multiple_of(2) {
+        let bytes = view.row_bytes(index);
         for (word, pair) in panel.iter_mut().step_by(PANEL).zip(bytes.as_chunks::<4>().0) {
             *word = u32::from_le_bytes(*pair);
         }
