@@ -115,10 +115,13 @@ pub(crate) enum Command {
 /// Which model, and how it computes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Model: a folder in the Hugging Face layout, or a hub id OWNER/NAME[@REV] from the cache
-    /// [default: the built-in model]
-    #[arg(short, long, value_name = "DIR|REPO", help_heading = "Model")]
+    /// Model: a folder in the Hugging Face layout, a GGUF file, or a hub id OWNER/NAME[@REV] from
+    /// the cache [default: the built-in model]
+    #[arg(short, long, value_name = "DIR|GGUF|REPO", help_heading = "Model")]
     pub(crate) model: Option<String>,
+    /// Projector of a GGUF model [default: mmproj*.gguf beside it]
+    #[arg(long, value_name = "GGUF", requires = "model", help_heading = "Model")]
+    pub(crate) mmproj: Option<PathBuf>,
     /// Arithmetic of matrix products (auto is bf16)
     #[arg(long, value_enum, default_value_t, help_heading = "Model")]
     pub(crate) dtype: Dtype,

@@ -14,6 +14,7 @@ fn features() -> Vec<&'static str> {
         ("video", cfg!(feature = "video")),
         ("onnx", cfg!(feature = "onnx")),
         ("onnx-cuda", cfg!(feature = "onnx-cuda")),
+        ("gguf", cfg!(feature = "gguf")),
     ];
     all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
 }

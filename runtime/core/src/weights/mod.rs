@@ -210,8 +210,8 @@ fn load_file(
 ) -> Result<(), WeightsError> {
     let wrong = |reason: String| WeightsError::Format { file: file.label().to_owned(), reason };
     let all = file.bytes();
-    let parsed = SafeTensors::deserialize(all)
-        .map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
+    let parsed =
+        SafeTensors::deserialize(all).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
     for (name, tensor) in parsed.tensors() {
         let dtype = match tensor.dtype() {
             safetensors::Dtype::F32 => DType::F32,

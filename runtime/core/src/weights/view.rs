@@ -84,10 +84,7 @@ impl WeightFile {
         // the file while it is mapped could fault us; the same holds for every program that maps
         // its weights, and checkpoints are replaced by rename, not in place.
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Ok(Self {
-            label: path.display().to_string().into(),
-            bytes: Bytes::Mapped(Arc::new(map)),
-        })
+        Ok(Self { label: path.display().to_string().into(), bytes: Bytes::Mapped(Arc::new(map)) })
     }
 
     /// Bytes that are part of the program.
