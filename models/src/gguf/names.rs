@@ -157,13 +157,16 @@ pub(super) fn renamed(tensors: &Tensors, names: Names) -> Vec<(String, WeightVie
             Some(leaf) if has_leaf(&to) => format!("{to}.{leaf}"),
             _ => to,
         };
-        let shape = view.shape();
-        let view = match *shape {
-            [width] if to.ends_with("cls_token") => view.reshaped(&[1, 1, width]),
-            [rows, width] if to.ends_with("position_embeddings") => {
-                view.reshaped(&[1, rows, width])
-            }
-            _ => view.clone(),
+        // Sides of 1 in front are dropped by some converters and kept by others.
+        let width = view.shape().last().copied().unwrap_or(1).max(1);
+        let view = if to.ends_with("class_embedding") {
+            view.reshaped(&[view.len()])
+        } else if to.ends_with("cls_token") {
+            view.reshaped(&[1, 1, view.len()])
+        } else if to.ends_with("position_embeddings") {
+            view.reshaped(&[1, view.len() / width, width])
+        } else {
+            view.clone()
         };
         found.push((to, view));
     }
