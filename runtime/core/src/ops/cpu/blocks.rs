@@ -40,6 +40,54 @@ pub(crate) fn decode(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
     with_type!(format, T => T::to_float(&typed::<T>(blocks), out));
 }
 
+/// Rows of inputs, rounded to the blocks that a format of weights is multiplied with.
+#[derive(Debug)]
+pub(crate) struct RoundedRows {
+    format: BlockFormat,
+    inputs: usize,
+    /// Bytes of a row.
+    size: usize,
+    /// All rows, in words so that every block is aligned.
+    words: Vec<u64>,
+}
+
+/// Rounds rows of `inputs` values, a multiple of the format's block.
+pub(crate) fn round_rows(format: BlockFormat, x: &[f32], inputs: usize) -> RoundedRows {
+    with_type!(format, T => round_as::<T>(format, x, inputs))
+}
+
+fn round_as<T: GgmlType>(format: BlockFormat, x: &[f32], inputs: usize) -> RoundedRows {
+    type Other<T> = <T as GgmlType>::VecDotType;
+    let blocks = inputs / T::BLCK_SIZE;
+    let size = blocks * size_of::<Other<T>>();
+    let rows = x.len() / inputs.max(1);
+    let mut words = vec![0u64; (rows * size).div_ceil(8)];
+    // SAFETY: the words have room for `rows * blocks` blocks, whose alignment is at most theirs
+    // (structures of f32 and smaller), and any bits are a value, as in `typed`.
+    let all = unsafe {
+        std::slice::from_raw_parts_mut(words.as_mut_ptr().cast::<Other<T>>(), rows * blocks)
+    };
+    for (row, x) in all.chunks_mut(blocks.max(1)).zip(x.chunks(inputs.max(1))) {
+        Other::<T>::from_float(x, row);
+    }
+    RoundedRows { format, inputs, size, words }
+}
+
+impl RoundedRows {
+    /// Products of every row with one row of weights, each into the next of `sums`.
+    pub(crate) fn dot<'s>(&self, weights: &[u8], sums: impl Iterator<Item = &'s mut f32>) {
+        with_type!(self.format, T => self.dot_as::<T>(weights, sums));
+    }
+
+    fn dot_as<'s, T: GgmlType>(&self, weights: &[u8], sums: impl Iterator<Item = &'s mut f32>) {
+        let weights = typed::<T>(weights);
+        let bytes: &[u8] = bytemuck::cast_slice(&self.words);
+        for (sum, row) in sums.zip(bytes.chunks_exact(self.size.max(1))) {
+            *sum = T::vec_dot(self.inputs, &weights, &typed::<T::VecDotType>(row));
+        }
+    }
+}
+
 /// Bytes as blocks; copied if they are not aligned.
 fn typed<T: GgmlType>(bytes: &[u8]) -> Cow<'_, [T]> {
     let count = bytes.len() / size_of::<T>();
