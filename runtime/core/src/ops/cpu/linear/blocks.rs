@@ -29,6 +29,8 @@ use crate::weights::{BlockFormat, Format, WeightView};
 
 /// Rows from which decoding the weights pays (see `benches`).
 const MANY: usize = 24;
+/// Inputs decoded at a time: whole blocks of every format.
+const CHUNK: usize = 256;
 /// Bytes of a group of decoded panels.
 const GROUP: usize = 8 << 20;
 
@@ -159,13 +161,62 @@ impl BlockLinear {
     ) {
         // The panels are written anew for every group: a panic leaves nothing that is read later.
         let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
-        let views: Vec<&WeightView> = self.weights.iter().map(|(view, _)| view).collect();
         let panel = PANEL * 2 * self.inputs.max(1);
         let size = (GROUP / panel).next_multiple_of(2).max(2);
         for (i, sources) in self.panels.chunks(size).enumerate() {
-            group.fill(threads, &views, sources);
+            group.fill(threads, sources, &|rows, panel| {
+                scratch.with(|[local, _]| {
+                    let chunk = local.take::<f32>(PANEL * CHUNK * 2);
+                    self.decode_panel(isa, rows, chunk, panel);
+                });
+            });
             let finish = Finish { first_panel: i * size, ..finish };
             super::panels(threads, isa, scratch, &group, x, &finish);
+        }
+    }
+}
+
+impl BlockLinear {
+    /// Writes rows as a panel of bf16 pairs, [`CHUNK`] inputs of all rows at a time, so that what
+    /// is decoded is still in L1 when its places are filled.
+    fn decode_panel(&self, isa: Isa, rows: &[Source], scratch: &mut [f32], panel: &mut [u32]) {
+        let (decoded, pairs) = scratch.split_at_mut(PANEL * CHUNK);
+        let pairs: &mut [u32] = bytemuck::cast_slice_mut(pairs);
+        for first in (0..self.inputs).step_by(CHUNK) {
+            let count = CHUNK.min(self.inputs - first);
+            for (row, out) in rows.iter().zip(decoded.chunks_exact_mut(CHUNK)) {
+                let (view, format) = &self.weights[row.matrix];
+                let (values, bytes) = (format.values(), format.bytes());
+                let blocks = first / values * bytes..(first + count) / values * bytes;
+                format.decode(&view.row_bytes(row.index)[blocks], &mut out[..count]);
+            }
+            simd::run(isa, Round { x: decoded, out: pairs });
+            let lines = panel[first / 2 * PANEL..].chunks_exact_mut(PANEL).take(count / 2);
+            for (at, line) in lines.enumerate() {
+                for (word, row) in line.iter_mut().zip(pairs.chunks_exact(CHUNK / 2)) {
+                    *word = row[at];
+                }
+            }
+        }
+    }
+}
+
+/// Rounds to bf16; a word holds two of them.
+struct Round<'a> {
+    x: &'a [f32],
+    out: &'a mut [u32],
+}
+
+impl Job for Round<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        assert!(self.out.len() * 2 >= self.x.len(), "room for all");
+        let out = self.out.as_mut_ptr().cast::<u16>();
+        for (i, x) in self.x.chunks_exact(S::LANES).enumerate() {
+            // SAFETY: `x` has `LANES` values, and the output room for as many halves of words as
+            // there are values.
+            unsafe { s.store_bf16(out.add(i * S::LANES), s.load(x.as_ptr())) };
         }
     }
 }

@@ -79,7 +79,17 @@ pub(crate) fn pack(
         bias: panel_bias(weights, biases, &sources),
         memory: Memory::zeroed(0),
     };
-    packed.fill(threads, weights, &sources);
+    let is_bf16 = packed.is_bf16;
+    packed.fill(threads, &sources, &|rows, panel| {
+        for (c, row) in rows.iter().enumerate() {
+            let view = weights[row.matrix];
+            if is_bf16 {
+                fill_pairs(view, row.index, inputs, &mut panel[c..]);
+            } else {
+                fill_words(view, row.index, inputs, &mut panel[c..]);
+            }
+        }
+    });
     Ok(packed)
 }
 
@@ -118,15 +128,16 @@ impl PackedLinear {
         }
     }
 
-    /// Makes these rows the panels, in memory that is kept if it is large enough.
+    /// Makes these rows the panels, in memory that is kept if it is large enough; `write` puts the
+    /// rows of one panel in their places.
     pub(super) fn fill(
         &mut self,
         threads: &Threads,
-        weights: &[&WeightView],
         sources: &[Vec<Source>],
+        write: &(dyn Fn(&[Source], &mut [u32]) + Sync),
     ) {
-        let (inputs, is_bf16, panels) = (self.inputs, self.is_bf16, sources.len());
-        self.depth = if is_bf16 { inputs.next_multiple_of(32) } else { inputs };
+        let panels = sources.len();
+        self.depth = if self.is_bf16 { self.inputs.next_multiple_of(32) } else { self.inputs };
         self.panels = panels;
         let words = self.panel_words();
         if self.memory.as_slice::<u32>().len() < panels * words {
@@ -137,14 +148,7 @@ impl PackedLinear {
             #[allow(unsafe_code, reason = "each task fills one panel")]
             // SAFETY: task `p` alone writes panel `p`, and the memory outlives the call.
             let panel = unsafe { target.range(p * words, words) };
-            for (c, row) in sources[p].iter().enumerate() {
-                let view = weights[row.matrix];
-                if is_bf16 {
-                    fill_pairs(view, row.index, inputs, &mut panel[c..]);
-                } else {
-                    fill_words(view, row.index, inputs, &mut panel[c..]);
-                }
-            }
+            write(&sources[p], panel);
         });
     }
 }
