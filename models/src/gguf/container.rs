@@ -126,6 +126,11 @@ pub(super) struct Metadata<'a> {
 }
 
 impl<'a> Metadata<'a> {
+    #[cfg(test)]
+    pub(super) fn new(label: &'a str, keys: &'a BTreeMap<String, Value>) -> Self {
+        Self { label, keys }
+    }
+
     /// Name of the file.
     pub(super) fn label(self) -> &'a str {
         self.label

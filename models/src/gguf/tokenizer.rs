@@ -18,6 +18,8 @@ mod kind {
     pub(super) const UNKNOWN: i64 = 2;
     pub(super) const CONTROL: i64 = 3;
     pub(super) const USER_DEFINED: i64 = 4;
+    /// Rows of the embedding table that no token has.
+    pub(super) const UNUSED: i64 = 5;
 }
 
 /// How a byte-level vocabulary splits words.
@@ -137,8 +139,10 @@ impl<'a> Vocabulary<'a> {
                 })
             })
             .collect();
-        let vocab: Map<String, Value> =
-            (0..self.tokens.len()).map(|id| (content(id).to_owned(), json!(id))).collect();
+        let vocab: Map<String, Value> = (0..self.tokens.len())
+            .filter(|id| self.kinds[*id] != kind::UNUSED)
+            .map(|id| (content(id).to_owned(), json!(id)))
+            .collect();
         let model = self.metadata.text("tokenizer.ggml.model")?;
         let mut tokenizer = match model {
             "gpt2" => self.byte_level(vocab)?,
@@ -322,4 +326,109 @@ fn merges<'a>(tokens: &[&'a str], scores: &[f64]) -> Vec<[&'a str; 2]> {
     let order = |&(whole, [a, b]): &(usize, [&str; 2])| (whole, ids[a], ids[b]);
     found.sort_by(|x, y| scores[y.0].total_cmp(&scores[x.0]).then_with(|| order(x).cmp(&order(y))));
     found.into_iter().map(|(_, parts)| parts).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// SentencePiece's own rule, in the plain: join the neighbours whose union scores highest, the
+    /// leftmost of equals, until none is left.
+    fn joined(text: &str, scores: &HashMap<&str, f64>) -> Vec<String> {
+        let mut parts: Vec<String> = text.chars().map(String::from).collect();
+        loop {
+            let score = |i: usize| scores.get(format!("{}{}", parts[i], parts[i + 1]).as_str());
+            let pairs = (0..parts.len().saturating_sub(1)).filter_map(|i| Some((i, *score(i)?)));
+            let best = pairs.fold(None, |best: Option<(usize, f64)>, (i, s)| match best {
+                Some((_, most)) if most >= s => best,
+                _ => Some((i, s)),
+            });
+            let Some((i, _)) = best else { return parts };
+            let right = parts.remove(i + 1);
+            parts[i].push_str(&right);
+        }
+    }
+
+    fn sentence_piece() -> BTreeMap<String, Value> {
+        let pieces = [
+            "<unk>",
+            "<s>",
+            "</s>",
+            "\u{2581}",
+            "a",
+            "b",
+            "c",
+            "ab",
+            "bc",
+            "abc",
+            "ca",
+            "\u{2581}a",
+            "\u{2581}ab",
+            "cab",
+        ];
+        let scores =
+            [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, -9.0, -3.0, -2.0, -5.0, -1.0, -4.0, -6.0, -7.0];
+        let kinds = [2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1];
+        BTreeMap::from([
+            ("tokenizer.ggml.model".into(), json!("llama")),
+            ("tokenizer.ggml.tokens".into(), json!(pieces)),
+            ("tokenizer.ggml.scores".into(), json!(scores)),
+            ("tokenizer.ggml.token_type".into(), json!(kinds)),
+            ("tokenizer.ggml.bos_token_id".into(), json!(1)),
+            ("tokenizer.ggml.eos_token_id".into(), json!(2)),
+        ])
+    }
+
+    fn load(value: &Value) -> tokenizers::Tokenizer {
+        tokenizers::Tokenizer::from_bytes(value.to_string()).expect("a tokenizer")
+    }
+
+    #[test]
+    fn merges_of_scores_join_as_sentence_piece_does() {
+        let keys = sentence_piece();
+        let vocabulary = Vocabulary::read(Metadata::new("x.gguf", &keys)).expect("lists");
+        let tokenizer = load(&vocabulary.tokenizer(None).expect("a tokenizer"));
+        let scores = keys["tokenizer.ggml.scores"].as_array().expect("a list");
+        let scores: HashMap<&str, f64> = vocabulary
+            .tokens
+            .iter()
+            .zip(scores)
+            .map(|(token, score)| (*token, score.as_f64().expect("a number")))
+            .collect();
+        for text in ["abc", "aabc", "bca", "cab abc", "abcabcab", "a b c", "ccab"] {
+            let encoding = tokenizer.encode(text, true).expect("it encodes");
+            let spaced = format!("\u{2581}{}", text.replace(' ', "\u{2581}"));
+            let mut want = vec!["<s>".to_owned()];
+            want.extend(joined(&spaced, &scores));
+            assert_eq!(encoding.get_tokens(), want, "{text}");
+            assert_eq!(tokenizer.decode(encoding.get_ids(), true).expect("it decodes"), text);
+        }
+    }
+
+    #[test]
+    fn the_unknown_token_may_stand_for_a_picture() {
+        let keys = sentence_piece();
+        let vocabulary = Vocabulary::read(Metadata::new("x.gguf", &keys)).expect("lists");
+        let tokenizer = load(&vocabulary.tokenizer(Some((0, "<image>"))).expect("a tokenizer"));
+        let ids = tokenizer.encode("<image><image>", false).expect("it encodes");
+        assert_eq!(ids.get_ids(), [0, 0]);
+    }
+
+    #[test]
+    fn a_vocabulary_that_is_not_read_says_what_to_do() {
+        let mut keys = sentence_piece();
+        for (key, value) in [
+            ("tokenizer.ggml.model", json!("t5")),
+            ("tokenizer.ggml.scores", json!([1.0])),
+            ("tokenizer.ggml.token_type", json!([1])),
+        ] {
+            let old = keys.insert(key.into(), value).expect("the key was there");
+            let read = |keys| Vocabulary::read(Metadata::new("x.gguf", keys))?.tokenizer(None);
+            let error = read(&keys).expect_err("refused").to_string();
+            assert!(error.contains("x.gguf") && error.contains(key), "{error}");
+            keys.insert(key.into(), old);
+        }
+    }
 }
