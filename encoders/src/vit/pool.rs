@@ -10,7 +10,6 @@
 
 use secateur_core::weights::Weights;
 
-use super::EncoderLoadError;
 use super::block::load_norm;
 use super::config::Config;
 use secateur_core::ops::Norm;
@@ -26,35 +25,22 @@ pub(crate) struct PoolingHead {
 }
 
 impl PoolingHead {
-    /// Loads the head, or says why its attention is not offered: absent tensors do not stop a
-    /// model that never asks for them.
-    ///
-    /// # Errors
-    /// Tensors that are there and have another shape.
-    pub(crate) fn load(
-        config: &Config,
-        weights: &Weights,
-    ) -> Result<Result<Self, String>, EncoderLoadError> {
-        if let Err(reason) = config.pooling_layers() {
-            return Ok(Err(reason));
-        }
-        let norm = config.pooling_norm.unwrap_or_default();
-        let at = "tower.head.attention";
-        let needed = [
-            "tower.head.probe".to_owned(),
-            format!("{at}.in_proj_weight"),
-            format!("{at}.in_proj_bias"),
-            format!("tower.{norm}.weight"),
-            format!("tower.{norm}.bias"),
-        ];
-        if let Some(missing) = needed.iter().find(|name| !weights.contains(name)) {
-            return Ok(Err(format!("the checkpoint has no pooling head: `{missing}` is missing")));
-        }
+    /// Loads the head, or says why its attention is not offered: tensors that are absent or of
+    /// another shape do not stop a model that never asks for them.
+    pub(crate) fn load(config: &Config, weights: &Weights) -> Result<Self, String> {
+        config.pooling_layers()?;
         let d = config.width;
-        let probe = weights.tensor(&needed[0], &[1, 1, d])?.to_f32();
-        let matrix = weights.tensor(&needed[1], &[3 * d, d])?.to_f32();
-        let bias = weights.tensor(&needed[2], &[3 * d])?.to_f32();
-        let norm = load_norm(weights, &format!("tower.{norm}"), d, config.norm, config.eps)?;
+        let tensor = |name: &str, shape: &[usize]| {
+            let view = weights.tensor(name, shape);
+            view.map(|v| v.to_f32())
+                .map_err(|e| format!("the checkpoint holds no pooling head of the tower: {e}"))
+        };
+        let probe = tensor("tower.head.probe", &[1, 1, d])?;
+        let matrix = tensor("tower.head.attention.in_proj_weight", &[3 * d, d])?;
+        let bias = tensor("tower.head.attention.in_proj_bias", &[3 * d])?;
+        let norm = format!("tower.{}", config.pooling_norm.unwrap_or_default());
+        let norm = load_norm(weights, &norm, d, config.norm, config.eps)
+            .map_err(|e| format!("the norm before the pooling head: {e}"))?;
         let e = config.head_dim();
         let scale = (e as f64).powf(-0.5);
         let mut folded = vec![0.0f64; config.heads * d];
@@ -68,7 +54,7 @@ impl PoolingHead {
             }
         }
         let folded = folded.into_iter().map(|u| u as f32).collect();
-        Ok(Ok(Self { norm, folded, width: d }))
+        Ok(Self { norm, folded, width: d })
     }
 
     /// Probabilities of one crop's normed patches `[patches, width]`, mean over heads: `[patches]`.

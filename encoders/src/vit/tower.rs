@@ -75,7 +75,7 @@ impl Tower {
                 Some(load_norm(weights, &name, config.width, config.norm, config.eps)?)
             }
         };
-        let (pooling, withheld) = match PoolingHead::load(&config, weights)? {
+        let (pooling, withheld) = match PoolingHead::load(&config, weights) {
             Ok(head) => (Some(head), Vec::new()),
             Err(reason) => (None, vec![(SignalKind::PoolingAttention, reason)]),
         };
