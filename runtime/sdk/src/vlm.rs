@@ -274,7 +274,12 @@ impl VlmBuilder {
             secateur_models::registry::load(files, weights, &ops, self.load)?;
         let mut info = family.info().clone();
         let encoder = match self.encoder {
-            None => secateur_encoders::vit::build(&tower, &weights, ops.clone())?,
+            None => {
+                let encoder = secateur_encoders::vit::build(&tower, &weights, ops.clone())?;
+                // The configuration may promise a pooling head that the file does not hold.
+                info.encoder.withheld.clone_from(&encoder.info().withheld);
+                encoder
+            }
             Some(make) => {
                 let encoder = make(EncoderParts { spec: &tower, weights: &weights, ops: &ops })?;
                 let (found, needed) = (encoder.info(), &info.encoder);

@@ -28,6 +28,7 @@ fn signal(kind: &SignalKind) -> &'static str {
     match kind {
         SignalKind::ClsAttention => "cls_attention",
         SignalKind::ColumnMean => "column_mean",
+        SignalKind::PoolingAttention => "pooling_attention",
         SignalKind::EncoderMap => "encoder_map",
         SignalKind::EncoderKeys => "encoder_keys",
         SignalKind::EncoderFeatures => "encoder_features",
