@@ -49,6 +49,8 @@ pub struct CpuOps {
     isa: Isa,
     threads: Threads,
     scratch: ScratchPool,
+    #[cfg(feature = "gguf")]
+    group: linear::Group,
 }
 
 impl CpuOps {
@@ -65,7 +67,14 @@ impl CpuOps {
     pub fn with_isa(precision: Precision, threads: Option<usize>, isa: Isa) -> Self {
         assert!(isa.is_available(), "this CPU has no {}", isa.name());
         let threads = Threads::new(threads.unwrap_or_else(detect::cores));
-        Self { precision, isa, threads, scratch: ScratchPool::default() }
+        Self {
+            precision,
+            isa,
+            threads,
+            scratch: ScratchPool::default(),
+            #[cfg(feature = "gguf")]
+            group: linear::Group::default(),
+        }
     }
 
     /// What most operations run with.
@@ -83,7 +92,8 @@ impl CpuOps {
             }
             #[cfg(feature = "gguf")]
             PackedLinear::Blocks(packed) => {
-                packed.run(&self.threads, self.isa, &self.scratch, x, act, out);
+                let memory = (&self.scratch, &self.group);
+                packed.run(&self.threads, self.isa, memory, x, act, out);
             }
             PackedLinear::Reference(_) => panic!("this layer was packed by another operation set"),
         }

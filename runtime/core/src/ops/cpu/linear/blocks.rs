@@ -6,7 +6,7 @@
 //! and on as any other layer.
 //!
 //! Invariants
-//! - No copy of the weights is held but one group of panels.
+//! - No copy of the weights is held but one group of panels, the same for all layers.
 //! - The two ways differ by the rounding of inputs (8 bits a block against bf16): the results of a
 //!   row differ within that with the number of rows beside it. With `f32` arithmetic blocks are
 //!   decoded when a model is opened, and rows do not depend on their neighbours.
@@ -44,8 +44,16 @@ pub(crate) struct BlockLinear {
     /// The rows of each panel.
     panels: Vec<Vec<Source>>,
     bias: Vec<f32>,
-    /// Panels of a group, kept between calls.
-    group: Mutex<PackedLinear>,
+}
+
+/// A group of decoded panels, whose memory all layers of an operation set use in turn.
+#[derive(Debug)]
+pub(in crate::ops::cpu) struct Group(Mutex<PackedLinear>);
+
+impl Default for Group {
+    fn default() -> Self {
+        Self(Mutex::new(PackedLinear::empty()))
+    }
 }
 
 impl BlockLinear {
@@ -74,7 +82,6 @@ impl BlockLinear {
             bias: panel_bias(weights, biases, &panels),
             weights: blocks,
             panels,
-            group: Mutex::new(PackedLinear::empty(inputs, outputs, gated)),
         }))
     }
 
@@ -91,7 +98,7 @@ impl BlockLinear {
         &self,
         threads: &Threads,
         isa: Isa,
-        scratch: &ScratchPool,
+        (scratch, group): (&ScratchPool, &Group),
         x: &[f32],
         act: Activation,
         out: &mut [f32],
@@ -108,7 +115,7 @@ impl BlockLinear {
         if rows < MANY {
             self.few(threads, isa, scratch, x, &finish);
         } else {
-            self.many(threads, isa, scratch, x, finish);
+            self.many(threads, isa, (scratch, group), x, finish);
         }
     }
 
@@ -155,12 +162,13 @@ impl BlockLinear {
         &self,
         threads: &Threads,
         isa: Isa,
-        scratch: &ScratchPool,
+        (scratch, group): (&ScratchPool, &Group),
         x: &[f32],
         finish: Finish<'_>,
     ) {
         // The panels are written anew for every group: a panic leaves nothing that is read later.
-        let mut group = self.group.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut group = group.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (group.inputs, group.outputs, group.gated) = (self.inputs, self.outputs, self.gated);
         let panel = PANEL * 2 * self.inputs.max(1);
         let size = (GROUP / panel).next_multiple_of(2).max(2);
         for (i, sources) in self.panels.chunks(size).enumerate() {

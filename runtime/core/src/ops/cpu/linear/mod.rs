@@ -25,6 +25,8 @@ mod vector;
 
 #[cfg(feature = "gguf")]
 pub(crate) use blocks::BlockLinear;
+#[cfg(feature = "gguf")]
+pub(super) use blocks::Group;
 pub(crate) use pack::PackedLinear;
 pub(super) use pack::pack;
 

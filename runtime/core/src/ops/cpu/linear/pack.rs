@@ -115,13 +115,13 @@ pub(super) fn panel_bias(
 impl PackedLinear {
     /// A layer without panels yet, which [`PackedLinear::fill`] gives it: bf16, no bias.
     #[cfg(feature = "gguf")]
-    pub(super) fn empty(inputs: usize, outputs: usize, gated: bool) -> Self {
+    pub(super) fn empty() -> Self {
         Self {
-            inputs,
+            inputs: 0,
             depth: 0,
-            outputs,
+            outputs: 0,
             panels: 0,
-            gated,
+            gated: false,
             is_bf16: true,
             bias: Vec::new(),
             memory: Memory::zeroed(0),
