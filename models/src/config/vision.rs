@@ -68,68 +68,28 @@ impl Vision {
     }
 }
 
-/// Class defaults of a tower: width, layers, heads, picture, patch, class token.
+/// What most classes say where a file is silent.
+const BASE: Vision = Vision {
+    width: 768,
+    layers: 12,
+    heads: 12,
+    image: 224,
+    patch: 32,
+    cls: false,
+    pooling_head: false,
+};
+const IDEFICS: Vision = Vision { width: 1152, heads: 16, ..BASE };
+
+/// Class defaults of a tower.
 const CLASSES: &[(&str, Vision)] = &[
-    (
-        "clip_vision_model",
-        Vision {
-            width: 768,
-            layers: 12,
-            heads: 12,
-            image: 224,
-            patch: 32,
-            cls: true,
-            pooling_head: false,
-        },
-    ),
-    (
-        "siglip_vision_model",
-        Vision {
-            width: 768,
-            layers: 12,
-            heads: 12,
-            image: 224,
-            patch: 16,
-            cls: false,
-            pooling_head: true,
-        },
-    ),
+    ("clip_vision_model", Vision { cls: true, ..BASE }),
+    ("siglip_vision_model", Vision { patch: 16, pooling_head: true, ..BASE }),
     (
         "internvl_vision",
-        Vision {
-            width: 1024,
-            layers: 24,
-            heads: 16,
-            image: 448,
-            patch: 14,
-            cls: true,
-            pooling_head: false,
-        },
+        Vision { width: 1024, layers: 24, heads: 16, image: 448, patch: 14, cls: true, ..BASE },
     ),
-    (
-        "smolvlm_vision",
-        Vision {
-            width: 1152,
-            layers: 12,
-            heads: 16,
-            image: 224,
-            patch: 32,
-            cls: false,
-            pooling_head: false,
-        },
-    ),
-    (
-        "idefics3_vision",
-        Vision {
-            width: 1152,
-            layers: 12,
-            heads: 16,
-            image: 224,
-            patch: 32,
-            cls: false,
-            pooling_head: false,
-        },
-    ),
+    ("smolvlm_vision", IDEFICS),
+    ("idefics3_vision", IDEFICS),
 ];
 
 /// Reads the sizes of a tower of class `kind`.
