@@ -201,6 +201,33 @@ fn tokens_are_counted() {
     assert_eq!(value["pictures"][1]["width"], 640);
 }
 
+/// A family with a video input merges frames in pairs; any other takes each as a picture.
+#[test]
+fn tokens_of_videos_are_counted() {
+    let folder = pictures(1);
+    std::fs::create_dir(folder.path().join("film")).unwrap();
+    let frame = std::fs::read(folder.path().join("in/000.png")).unwrap();
+    for name in ["0.png", "1.png", "2.png"] {
+        put(&folder.path().join("film").join(name), &frame);
+    }
+    for (args, tokens) in [
+        // 448 pixels are 32 patches and 16 tokens a side; eight frames are four pairs.
+        (["--shape", "qwen2.5-vl-3b", "--size", "448x448x8"], 4 * 16 * 16),
+        (["--shape", "llava-1.5-7b", "--size", "640x480x3"], 3 * 576),
+        (["--shape", "llava-1.5-7b", "--frames", "film"], 3 * 576),
+    ] {
+        let all = [&["tokens", "--json"][..], &args].concat();
+        let (code, out, err) = texts(&run(folder.path(), &all));
+        assert_eq!(code, 0, "{args:?}: {err}");
+        let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(value["pictures"][0]["tokens"], tokens, "{args:?}");
+    }
+    for size in ["64x64x0", "64x64x2x2", "64"] {
+        let (code, _, err) = texts(&run(folder.path(), &["tokens", "--size", size]));
+        assert!(code != 0 && err.contains("WIDTHxHEIGHTxFRAMES"), "{size}: {err}");
+    }
+}
+
 #[test]
 fn tokens_and_chains_need_no_weights() {
     let folder = pictures(0);

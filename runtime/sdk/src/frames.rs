@@ -11,8 +11,10 @@ use secateur_core::error::InputError;
 use secateur_encoders::processors::FAMILIES;
 use secateur_encoders::processors::sampling::Policy;
 use secateur_encoders::video::FPS;
+use secateur_models::FamilyEntry;
 
 use crate::error::Error;
+use crate::outline::Outline;
 use crate::vlm::Vlm;
 
 /// Prompt tokens that are kept free of frames for question and template.
@@ -79,18 +81,32 @@ impl Vlm {
     /// # Errors
     /// More than one frame for a family that takes one picture.
     pub fn fitted(&self, clip: Clip) -> Result<Vec<Clip>, Error> {
-        if clip.video().is_none() || self.takes_videos() {
-            return Ok(vec![clip]);
-        }
-        let count = clip.frames().len();
-        if count > 1 && !self.model.entry.several {
-            let name = self.model.entry.name;
-            let reason = format!("{name} takes one picture, the video has {count} frames");
-            return Err(InputError::Refused { path: clip.label().to_owned(), reason }.into());
-        }
-        let picture = |frame: &secateur_core::clip::Frame| {
-            Clip::picture(clip.label(), frame.width, frame.height, frame.rgb.clone())
-        };
-        Ok(clip.frames().iter().map(picture).collect::<Result<_, _>>()?)
+        fitted(self.model.entry, clip)
     }
+}
+
+impl Outline {
+    /// A clip as the model takes it: see [`Vlm::fitted`].
+    ///
+    /// # Errors
+    /// More than one frame for a family that takes one picture.
+    pub fn fitted(&self, clip: Clip) -> Result<Vec<Clip>, Error> {
+        fitted(self.entry(), clip)
+    }
+}
+
+fn fitted(family: &FamilyEntry, clip: Clip) -> Result<Vec<Clip>, Error> {
+    if clip.video().is_none() || family.video {
+        return Ok(vec![clip]);
+    }
+    let count = clip.frames().len();
+    if count > 1 && !family.several {
+        let name = family.name;
+        let reason = format!("{name} takes one picture, the video has {count} frames");
+        return Err(InputError::Refused { path: clip.label().to_owned(), reason }.into());
+    }
+    let picture = |frame: &secateur_core::clip::Frame| {
+        Clip::picture(clip.label(), frame.width, frame.height, frame.rgb.clone())
+    };
+    Ok(clip.frames().iter().map(picture).collect::<Result<_, _>>()?)
 }

@@ -12,8 +12,8 @@ use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::tokens::TokenMap;
-use secateur_models::ModelOptions;
 use secateur_models::registry::Description;
+use secateur_models::{FamilyEntry, ModelOptions};
 
 use crate::error::Error;
 
@@ -46,6 +46,11 @@ impl Outline {
         let family = description.entry.model_type;
         let processor = secateur_encoders::processors::from_files(files, family)?;
         Ok(Self { description, processor, options, registry })
+    }
+
+    /// Its row of the table of families.
+    pub(crate) fn entry(&self) -> &'static FamilyEntry {
+        self.description.entry
     }
 
     /// What the model is and offers.

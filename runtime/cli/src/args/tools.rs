@@ -181,8 +181,12 @@ pub(crate) struct TokensArgs {
     /// Picture (may be repeated)
     #[arg(short = 'i', long, value_name = "FILE")]
     pub(crate) image: Vec<PathBuf>,
-    /// Size of a picture instead of a file (may be repeated)
-    #[arg(long, value_name = "WxH")]
+    /// Folder whose pictures are the frames of one video, by name (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) frames: Vec<PathBuf>,
+    /// Size of a picture instead of a file, or of a video with its number of frames (may be
+    /// repeated)
+    #[arg(long, value_name = "WxH[xFRAMES]")]
     pub(crate) size: Vec<String>,
     /// Model: a folder, a GGUF file or a hub id [default: the built-in model]
     #[arg(short, long, value_name = "DIR|GGUF|REPO")]

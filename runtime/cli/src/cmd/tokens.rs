@@ -1,8 +1,8 @@
-//! `tokens`: how many visual tokens pictures become, picture by picture and tile by tile, without
-//! reading a weight.
+//! `tokens`: how many visual tokens pictures and videos become, tile by tile and frame by frame,
+//! without reading a weight.
 
-use anyhow::Result;
-use secateur::{Clip, Outline, Vlm};
+use anyhow::{Context, Result};
+use secateur::{Clip, Frame, Outline, VideoInfo, VideoOptions, Vlm, video};
 
 use crate::args::TokensArgs;
 use crate::cmd::ask::picture;
@@ -10,6 +10,7 @@ use crate::hub::{self, Needs};
 use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, clean_line, table};
+use crate::video::pictures_of;
 
 /// One picture's tokens.
 struct Counted {
@@ -26,14 +27,23 @@ struct Counted {
 /// # Errors
 /// A model or a picture that cannot be used.
 pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
-    if args.image.is_empty() && args.size.is_empty() {
-        return Err(usage("name a picture with --image, or a size with --size WxH"));
+    if args.image.is_empty() && args.frames.is_empty() && args.size.is_empty() {
+        return Err(usage(
+            "name a picture with --image, the frames of a video with --frames, or a size with \
+             --size WxH or WxHxFRAMES",
+        ));
     }
     let outline = open(args, console)?;
     let limits = secateur::image::Limits::default();
     let mut counted = Vec::new();
     for path in &args.image {
         counted.push(count(&outline, &path.display().to_string(), picture(path, &limits)?)?);
+    }
+    for folder in &args.frames {
+        let label = folder.display().to_string();
+        let pictures = pictures_of(folder).with_context(|| format!("cannot read {label}"))?;
+        let clip = video::from_pictures(&label, &pictures, video::FPS, &VideoOptions::default())?;
+        counted.push(count(&outline, &label, clip)?);
     }
     for size in &args.size {
         counted.push(count(&outline, size, blank(size)?)?);
@@ -82,24 +92,36 @@ fn open(args: &TokensArgs, console: &Console) -> Result<Outline> {
 
 fn count(outline: &Outline, name: &str, clip: Clip) -> Result<Counted> {
     let (width, height) = (clip.width(), clip.height());
-    let map = outline.tokens(&[clip])?;
+    let map = outline.tokens(&outline.fitted(clip)?)?;
     let grids = map.grids.iter().map(|g| (g.rows, g.cols)).collect();
     Ok(Counted { name: name.to_owned(), width, height, tokens: map.len(), grids })
 }
 
-/// A black picture of a size.
+/// A black picture of a size, or a video of that many frames.
 fn blank(size: &str) -> Result<Clip> {
-    let wrong = || usage(format!("--size {size}: expected WIDTHxHEIGHT, for instance 640x480"));
-    let (width, height) = size.split_once(['x', 'X']).ok_or_else(wrong)?;
-    let side = |text: &str| {
+    let wrong = || {
+        usage(format!(
+            "--size {size}: expected WIDTHxHEIGHT or WIDTHxHEIGHTxFRAMES, for instance 640x480"
+        ))
+    };
+    let number = |text: &str| {
         text.trim().parse::<u32>().ok().filter(|n| (1..=65_535).contains(n)).ok_or_else(wrong)
     };
-    let (width, height) = (side(width)?, side(height)?);
+    let numbers: Vec<u32> = size.split(['x', 'X']).map(number).collect::<Result<_>>()?;
+    let (width, height, frames) = match numbers[..] {
+        [width, height] => (width, height, None),
+        [width, height, frames] => (width, height, Some(frames as usize)),
+        _ => return Err(wrong()),
+    };
     let pixels = u64::from(width) * u64::from(height);
-    if pixels > secateur::image::Limits::default().max_pixels {
+    if pixels * frames.unwrap_or(1) as u64 > secateur::image::Limits::default().max_pixels {
         return Err(usage(format!("--size {size}: more than 100M pixels")));
     }
-    Ok(Clip::picture(size, width, height, vec![0; pixels as usize * 3])?)
+    let rgb = vec![0; pixels as usize * 3];
+    let Some(frames) = frames else { return Ok(Clip::picture(size, width, height, rgb)?) };
+    let frame = Frame { width, height, rgb: rgb.into(), time_s: None };
+    let info = VideoInfo { fps: Some(video::FPS), duration_s: None };
+    Ok(Clip::from_frames(size, vec![frame; frames], info)?)
 }
 
 /// `24x24`, or `3 of 24x24, 1 of 12x24` where there are several.
