@@ -133,7 +133,8 @@ impl GgufPair {
         let views = names::renamed(&decoder_tensors, names::DECODER)
             .into_iter()
             .chain(names::renamed(&tower_tensors, row.names));
-        Ok((files, Weights::from_views(decoder.label(), views)))
+        let label = format!("{} and {}", decoder.label(), projector.label());
+        Ok((files, Weights::from_views(&label, views)))
     }
 }
 
