@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use secateur_benches::probe::{Roofline, roofline};
+use secateur_benches::values;
 use secateur_core::cache::LayerCache;
 use secateur_core::ops::cpu::{CpuOps, Isa};
 use secateur_core::ops::{
@@ -19,18 +20,6 @@ use secateur_core::ops::{
 };
 use secateur_core::tensor::Tensor;
 use secateur_core::weights::WeightView;
-
-/// Deterministic values in `(-scale, scale)`.
-fn values(len: usize, scale: f32) -> Vec<f32> {
-    let mut state = 0x2545_F491_4F6C_DD1Du64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 fn threads() -> usize {
     let asked = std::env::var("SECATEUR_BENCH_THREADS").ok().and_then(|n| n.parse().ok());

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use ndarray::Array2;
+use secateur_benches::values;
 use secateur_core::chain::{ChainSpec, Params};
 use secateur_core::clip::Grid;
 use secateur_core::error::{ChainError, RunError};
@@ -132,11 +133,8 @@ fn farthest(c: &mut Criterion) {
     let pool = threads(Some(1));
     let mut group = c.benchmark_group("farthest-points-256-of-512");
     for width in [2048, 4096] {
-        let mut state = 7u32;
-        let rows = Array2::from_shape_fn((512, width), |_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        });
+        let rows =
+            Array2::from_shape_vec((512, width), values(512 * width, 1.0)).expect("a matrix");
         let cosines = Cosines::new(rows.view());
         let name = |part: &str| BenchmarkId::new(part.to_owned(), width);
         group.bench_function(name("filter"), |b| b.iter(|| farthest_points(&cosines, 256)));

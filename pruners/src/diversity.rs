@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use crate::score::first_max;
 
 /// Largest number of tokens whose similarities are held at once: 256 MiB. Above, every choice reads
-/// all rows again, which at 8,192 tokens of a 7B model is twenty times as slow.
+/// all rows again, which at 8,192 tokens of a 7B model is more than ten times as slow.
 pub const STORED_TOKENS: usize = 8192;
 /// Rows of a block of the matrix product.
 const BLOCK: usize = 64;

@@ -46,6 +46,20 @@ pub enum Policy {
     },
 }
 
+impl Policy {
+    /// The same rule at another rate; rules of a number of frames stay as they are.
+    #[must_use]
+    pub fn at(self, fps: f64) -> Self {
+        match self {
+            Policy::QwenTwo { .. } => Policy::QwenTwo { fps },
+            Policy::QwenThree { .. } => Policy::QwenThree { fps },
+            Policy::SmolVlm { max_frames, .. } => Policy::SmolVlm { fps, max_frames },
+            Policy::Rate { max_frames, .. } => Policy::Rate { fps, max_frames },
+            Policy::QwenTwoFrames { .. } | Policy::Uniform { .. } => self,
+        }
+    }
+}
+
 /// `count` numbers from `start` to `end`, both included; one number is `start`.
 fn linspace(start: f64, end: f64, count: usize) -> impl Iterator<Item = f64> {
     let step = if count > 1 { (end - start) / (count - 1) as f64 } else { 0.0 };

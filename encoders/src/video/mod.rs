@@ -30,6 +30,9 @@ pub use scene::SceneCuts;
 /// Endings of video files, lower case.
 pub const EXTENSIONS: &[&str] = &["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts"];
 
+/// Frames a second where nothing else is said: transformers' own default.
+pub const FPS: f64 = 2.0;
+
 /// Whether a file's name says that it is a video.
 pub fn is_video(path: &Path) -> bool {
     let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
@@ -64,7 +67,7 @@ pub struct VideoOptions {
 impl Default for VideoOptions {
     fn default() -> Self {
         Self {
-            sampling: Sampling::Policy(Policy::Rate { fps: 2.0, max_frames: 64 }),
+            sampling: Sampling::Policy(Policy::Rate { fps: FPS, max_frames: 64 }),
             limits: Limits::default(),
             max_bytes: 1 << 30,
         }

@@ -16,9 +16,6 @@ use crate::args::{FrameChoice, VideoArgs};
 /// Smallest mean difference of grey levels, of 255, that is a change of scene: a cut moves most
 /// pixels by far more, noise and motion by less.
 const SCENE_THRESHOLD: f32 = 20.0;
-/// Frames a second where nothing else is said, as in transformers.
-const FPS: f64 = 2.0;
-
 /// Which frames are taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frames {
@@ -33,14 +30,13 @@ impl Frames {
     /// What flags and model say together; `max_tokens` are kept free for the answer.
     pub(crate) fn new(args: &VideoArgs, vlm: &Vlm, max_tokens: usize, limits: Limits) -> Self {
         let most = args.max_frames.unwrap_or_else(|| vlm.most_frames(max_tokens));
-        let fps = args.fps.map_or(FPS, f64::from);
-        let rate = Policy::Rate { fps, max_frames: most };
+        let asked = args.fps.map(f64::from);
+        let fps = asked.unwrap_or(video::FPS);
         let sampling = match args.sampling {
             FrameChoice::Model => {
-                let own = vlm.own_frame_policy().filter(|_| args.max_frames.is_none());
-                FrameSampling::Policy(own.map_or(rate, |own| with_rate(own, args.fps)))
+                FrameSampling::Policy(vlm.frame_policy(asked, args.max_frames, max_tokens))
             }
-            FrameChoice::Rate => FrameSampling::Policy(rate),
+            FrameChoice::Rate => FrameSampling::Policy(Policy::Rate { fps, max_frames: most }),
             FrameChoice::Uniform => FrameSampling::Policy(Policy::Uniform { frames: most }),
             FrameChoice::Scenes => {
                 FrameSampling::Scenes { max_frames: most, threshold: SCENE_THRESHOLD }
@@ -53,7 +49,7 @@ impl Frames {
     /// For tests of pictures.
     #[cfg(test)]
     pub(crate) fn pictures_only() -> Self {
-        Self { options: VideoOptions::default(), fps: FPS, most: 1 }
+        Self { options: VideoOptions::default(), fps: video::FPS, most: 1 }
     }
 
     /// What can change a caption, for fingerprints: limits cannot.
@@ -87,16 +83,6 @@ impl Frames {
         // Fewer frames of the same time are further apart.
         let fps = self.fps * count as f64 / pictures.len() as f64;
         video::from_pictures(&label, &taken, fps, &self.options)
-    }
-}
-
-fn with_rate(own: Policy, wanted: Option<f32>) -> Policy {
-    let Some(wanted) = wanted.map(f64::from) else { return own };
-    match own {
-        Policy::QwenTwo { .. } => Policy::QwenTwo { fps: wanted },
-        Policy::QwenThree { .. } => Policy::QwenThree { fps: wanted },
-        Policy::SmolVlm { max_frames, .. } => Policy::SmolVlm { fps: wanted, max_frames },
-        other => other,
     }
 }
 
@@ -145,7 +131,7 @@ fn natural(a: &str, b: &str) -> Ordering {
     x.len().cmp(&y.len()).then_with(|| a.cmp(b))
 }
 
-/// What to do about an error of a run over that many frames.
+/// What to do about an error of a run over that many frames of videos.
 pub(crate) fn advice(error: &Error, frames: usize) -> Option<String> {
     match error {
         Error::Context { .. } if frames > 1 => {

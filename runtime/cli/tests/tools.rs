@@ -180,6 +180,17 @@ fn models_lists_families_and_describes_folders() {
 }
 
 #[test]
+fn too_many_pictures_are_no_matter_of_frames() {
+    let folder = pictures(8);
+    let names: Vec<String> = (0..8).map(|i| format!("in/{i:03}.png")).collect();
+    let mut args = vec!["ask", "What is it?"];
+    args.extend(names.iter().flat_map(|name| ["-i", name.as_str()]));
+    let (code, _, err) = texts(&run(folder.path(), &args));
+    assert_eq!(code, 1);
+    assert!(err.contains("2048") && !err.contains("--max-frames"), "{err}");
+}
+
+#[test]
 fn tokens_are_counted() {
     let folder = pictures(1);
     let args = ["tokens", "--image", "in/000.png", "--size", "640x480", "--json"];

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
 use secateur_core::chain::{ChainSpec, ResolvedChain};
 use secateur_core::model::Control;
 use secateur_core::prune::Memory;
@@ -14,7 +13,7 @@ use secateur_core::prune::Memory;
 use crate::answer::Answer;
 use crate::error::Error;
 use crate::generate::{Generation, step};
-use crate::pipeline::{Account, Prepared, finish, guarded};
+use crate::pipeline::{Account, finish, guarded};
 use crate::request::Request;
 use crate::vlm::Vlm;
 
@@ -22,26 +21,25 @@ impl Vlm {
     /// Answers requests in one pass: different lengths, pictures, chains and sampling may meet.
     pub fn batch(&self, requests: Vec<Request>) -> Vec<Result<Answer, Error>> {
         let mut planned: Vec<(ChainSpec, Arc<ResolvedChain>)> = Vec::new();
-        let chains: Vec<Result<Arc<ResolvedChain>, Error>> =
-            requests.iter().map(|request| self.planned(&mut planned, request)).collect();
-        // Resizing is the one step that is no operation of the device: a picture a thread.
-        let prepared: Vec<Result<Prepared, Error>> = requests
-            .par_iter()
-            .zip(chains)
-            .map(|(request, chain)| {
-                guarded(|| {
-                    let chain = chain?;
-                    let memories = (0..chain.entries).map(|_| Memory::default()).collect();
-                    self.prepare(request, chain, memories)
-                })
-            })
-            .collect();
         let mut results: Vec<Option<Result<Answer, Error>>> = Vec::new();
         let mut generations = Vec::new();
         let mut accounts = Vec::new();
         let mut places = Vec::new();
-        for (i, (request, prepared)) in requests.iter().zip(prepared).enumerate() {
-            let outcome = guarded(|| self.encode(prepared?, &request.control, None));
+        for (i, request) in requests.iter().enumerate() {
+            let outcome = guarded(|| {
+                let spec = request.chain.clone().unwrap_or_default();
+                let chain = match planned.iter().find(|(s, _)| *s == spec) {
+                    Some((_, chain)) => chain.clone(),
+                    None => {
+                        let chain = self.resolve(&spec)?;
+                        planned.push((spec, chain.clone()));
+                        chain
+                    }
+                };
+                let memories = (0..chain.entries).map(|_| Memory::default()).collect();
+                let prepared = self.prepare(request, chain, memories)?;
+                self.encode(prepared, &request.control, None)
+            });
             match outcome {
                 Ok((sequence, account)) => {
                     generations.push(Generation::new(&self.model, request, sequence));
@@ -82,21 +80,6 @@ impl Vlm {
             .into_iter()
             .map(|r| r.unwrap_or_else(|| Err(Error::Internal("a request got no result".into()))))
             .collect()
-    }
-
-    /// The plan of a request's chain; each chain is planned once.
-    fn planned(
-        &self,
-        known: &mut Vec<(ChainSpec, Arc<ResolvedChain>)>,
-        request: &Request,
-    ) -> Result<Arc<ResolvedChain>, Error> {
-        let spec = request.chain.clone().unwrap_or_default();
-        if let Some((_, chain)) = known.iter().find(|(s, _)| *s == spec) {
-            return Ok(chain.clone());
-        }
-        let chain = self.resolve(&spec)?;
-        known.push((spec, chain.clone()));
-        Ok(chain)
     }
 
     fn run(&self, generations: &mut [Generation], accounts: &mut [Account]) -> Result<(), Error> {

@@ -8,7 +8,9 @@
 
 use secateur_core::clip::Clip;
 use secateur_core::error::InputError;
+use secateur_encoders::processors::FAMILIES;
 use secateur_encoders::processors::sampling::Policy;
+use secateur_encoders::video::FPS;
 
 use crate::error::Error;
 use crate::vlm::Vlm;
@@ -19,8 +21,6 @@ const TEXT_ROOM: usize = 128;
 const MOST_PICTURES: usize = 8;
 /// Most frames of a video input whose reference names no policy.
 const MOST_FRAMES: usize = 32;
-/// Frames a second where the reference names no policy; transformers' own default.
-const FPS: f64 = 2.0;
 
 impl Vlm {
     /// Whether the family has a video input of its own.
@@ -44,17 +44,24 @@ impl Vlm {
         (room / info.visual_tokens.max(1)).clamp(1, MOST_PICTURES)
     }
 
-    /// The policy of the family's own video processor, if it has one.
-    pub fn own_frame_policy(&self) -> Option<Policy> {
-        let entries = secateur_encoders::processors::FAMILIES;
-        entries.iter().find(|e| e.family == self.model.entry.model_type)?.frames
-    }
-
-    /// Which frames of a video are taken by default: the policy of the family's own video
-    /// processor, else 2 a second up to [`Vlm::most_frames`].
-    pub fn frame_policy(&self, max_tokens: usize) -> Policy {
-        let max_frames = self.most_frames(max_tokens);
-        self.own_frame_policy().unwrap_or(Policy::Rate { fps: FPS, max_frames })
+    /// Which frames of a video are taken: as the family's own video processor does, at `fps` if
+    /// that is given; where it has no rule, or `max_frames` is given, that many a second up to
+    /// `max_frames` ([`Vlm::most_frames`] if not given).
+    pub fn frame_policy(
+        &self,
+        fps: Option<f64>,
+        max_frames: Option<usize>,
+        max_tokens: usize,
+    ) -> Policy {
+        let family = self.model.entry.model_type;
+        let own = FAMILIES.iter().find(|e| e.family == family).and_then(|e| e.frames);
+        match (own, max_frames) {
+            (Some(own), None) => fps.map_or(own, |fps| own.at(fps)),
+            _ => Policy::Rate {
+                fps: fps.unwrap_or(FPS),
+                max_frames: max_frames.unwrap_or_else(|| self.most_frames(max_tokens)),
+            },
+        }
     }
 
     /// A clip as this model takes it: a picture as it is; a video as it is where the family has

@@ -149,7 +149,10 @@ pub(crate) struct BenchArgs {
     /// Random weights of a named shape instead of a model (a wrong name lists the known ones)
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub(crate) shape: Option<String>,
-    /// Visual tokens of the dense run [default: the model's own]
+    /// Pictures of the prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) pictures: usize,
+    /// Visual tokens of a picture in the dense run [default: the model's own]
     #[arg(long, value_name = "N")]
     pub(crate) visual: Option<usize>,
     /// Tokens to keep in the pruned runs

@@ -43,15 +43,14 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
         .sampling(job::sampling(&args.sampling))
         .max_tokens(args.sampling.max_tokens);
     let frames = Frames::new(&args.video, &vlm, args.sampling.max_tokens, limits);
+    if let Some(path) = args.frames.iter().find(|path| !path.is_dir()) {
+        return Err(usage(format!("--frames {}: expected a folder", path.display())));
+    }
+    let given = args.image.iter().map(|path| (path, secateur::video::is_video(path)));
     let mut most = 0;
-    for path in args.image.iter().chain(&args.frames) {
-        let is_folder = args.frames.contains(path);
-        if is_folder && !path.is_dir() {
-            return Err(usage(format!("--frames {}: expected a folder", path.display())));
-        }
-        let is_video = is_folder || secateur::video::is_video(path);
+    for (path, is_video) in given.chain(args.frames.iter().map(|path| (path, true))) {
         let clip = if is_video { frames.load(path)? } else { picture(path, &limits)? };
-        most += clip.frames().len();
+        most += if is_video { clip.frames().len() } else { 0 };
         request = vlm.fitted(clip)?.into_iter().fold(request, Request::clip);
     }
     request = request.decode_image_ms(start.elapsed().as_secs_f64() * 1e3);

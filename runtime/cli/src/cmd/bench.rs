@@ -125,13 +125,14 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// # Errors
 /// A model, shape or chain that cannot be used.
 pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
-    if args.repeats == 0 {
-        return Err(usage("--repeats must be at least 1"));
+    if args.repeats == 0 || args.pictures == 0 {
+        return Err(usage("--repeats and --pictures must be at least 1"));
     }
     let vlm = open(args, console)?;
     console.note(&format!("{} on {}", vlm.info().name, vlm.describe()));
-    let clip = picture_of(&vlm, args.visual)?;
-    let measured = measure(args, &vlm, &clip, console)?;
+    let side = side_of(&vlm, args.visual)?;
+    let clips = (0..args.pictures as u64).map(|seed| noise(side, seed)).collect::<Result<_>>()?;
+    let measured = measure(args, &vlm, clips, console)?;
     let rows = rows(&vlm, &measured);
     let peak_bytes = measured.pruned.iter().chain([&measured.dense]).flat_map(|r| &r.1.reports);
     let peak_bytes = peak_bytes.map(|r| r.peak_bytes).max().unwrap_or(0);
@@ -160,17 +161,16 @@ fn open(args: &BenchArgs, console: &Console) -> Result<Vlm> {
         .with_context(|| format!("shape {shape}"))
 }
 
-/// A picture that becomes `visual` tokens: noise, so that no pruner sees ties.
-fn picture_of(vlm: &Vlm, visual: Option<usize>) -> Result<Clip> {
+/// Side of a square picture that becomes `visual` tokens, pixels.
+fn side_of(vlm: &Vlm, visual: Option<usize>) -> Result<u32> {
     let mut side = 336u32;
+    let Some(wanted) = visual else { return Ok(side) };
     let mut found = Vec::new();
     for _ in 0..6 {
-        let clip = noise(side)?;
-        let Some(wanted) = visual else { return Ok(clip) };
-        let request = Request::new("x").clip(clip.clone()).max_tokens(0);
+        let request = Request::new("x").clip(noise(side, 0)?).max_tokens(0);
         let visual = vlm.session().ask(request)?.finish()?.report.visual_in;
         if visual == wanted {
-            return Ok(clip);
+            return Ok(side);
         }
         if found.contains(&visual) {
             break;
@@ -180,13 +180,13 @@ fn picture_of(vlm: &Vlm, visual: Option<usize>) -> Result<Clip> {
         side = (scaled.round() as u32).clamp(14, 8192);
     }
     Err(usage(format!(
-        "--visual {}: square pictures become {found:?} visual tokens with this model",
-        visual.unwrap_or_default()
+        "--visual {wanted}: square pictures become {found:?} visual tokens with this model"
     )))
 }
 
-fn noise(side: u32) -> Result<Clip> {
-    let mut state = 0x9E37_79B9_7F4A_7C15u64;
+/// A picture without structure, so that no pruner sees ties.
+fn noise(side: u32, seed: u64) -> Result<Clip> {
+    let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ seed;
     let bytes: Vec<u8> = (0..side as usize * side as usize * 3)
         .map(|_| {
             // xorshift64
@@ -212,13 +212,10 @@ struct Measured {
     ideal: Vec<(usize, Run)>,
 }
 
-fn measure(args: &BenchArgs, vlm: &Vlm, clip: &Clip, console: &Console) -> Result<Measured> {
+fn measure(args: &BenchArgs, vlm: &Vlm, clips: Vec<Clip>, console: &Console) -> Result<Measured> {
+    let asked = clips.into_iter().fold(Request::new(words(args.text)), Request::clip);
     let request = |chain: &ChainSpec| {
-        Request::new(words(args.text))
-            .clip(clip.clone())
-            .chain(chain.clone())
-            .max_tokens(args.decode.max(1))
-            .ignore_eos()
+        asked.clone().chain(chain.clone()).max_tokens(args.decode.max(1)).ignore_eos()
     };
     let mut pruned = Vec::new();
     for keep in &args.keep {
