@@ -200,10 +200,11 @@ fn info(config: &Config, outputs: &[String]) -> EncoderInfo {
     let layers_of = |prefix: &str| -> Vec<usize> {
         outputs.iter().filter_map(|o| o.strip_prefix(prefix)?.parse().ok()).collect()
     };
-    let mut withheld = vec![(
-        SignalKind::EncoderMap,
-        "the ONNX tower gives no attention maps; use the native tower".to_owned(),
-    )];
+    let native = |what: &str| format!("the ONNX tower gives no {what}; use the native tower");
+    let mut withheld = vec![
+        (SignalKind::EncoderMap, native("attention maps")),
+        (SignalKind::PoolingAttention, native("attention of a pooling head")),
+    ];
     let again = "export the tower again with";
     let mut offered = Vec::new();
     for (kind, prefix, flag) in [

@@ -10,6 +10,7 @@ use secateur_core::model::{Control, Encoded, Encoder, Pixels, ProcessorOptions};
 use secateur_core::ops::Precision;
 use secateur_core::ops::cpu::CpuOps;
 use secateur_core::signal::Signal;
+use secateur_core::weights::Weights;
 use secateur_encoders::{processors, vit};
 use support::{Case, entries, golden, relative, tensors, tower_spec, tower_weights};
 
@@ -267,4 +268,100 @@ fn pixels_of_another_size_are_refused_and_cancelling_stops() {
     let error = tower.encode(&[&pixels[0]], &[], &control).unwrap_err();
     assert!(error.to_string().contains("[crops, 3, 112, 112]"), "{error}");
     assert_eq!(tower.encode(&[], &[], &control).unwrap().hidden.rows(), 0);
+}
+
+/// The tower's weights of a golden model with a random pooling head added; its tensors too.
+fn with_pooling_head(model: &std::path::Path, width: usize) -> (Weights, [Vec<f32>; 3]) {
+    let mut state = 1u32;
+    let mut random = |n: usize| -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    };
+    let head = [random(width), random(3 * width * width), random(3 * width)];
+    let bytes = |v: &[f32]| -> Vec<u8> { v.iter().flat_map(|x| x.to_le_bytes()).collect() };
+    let tower = tower_weights(model);
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for name in tower.names() {
+        let shape = tower.shape_of(name).unwrap().to_vec();
+        let values = tower.tensor(name, &shape).unwrap().to_f32();
+        tensors.push((name.to_owned(), shape, bytes(&values)));
+    }
+    let shapes = [vec![1, 1, width], vec![3 * width, width], vec![3 * width]];
+    let names = ["probe", "attention.in_proj_weight", "attention.in_proj_bias"];
+    for ((name, shape), values) in names.iter().zip(shapes).zip(&head) {
+        tensors.push((format!("tower.head.{name}"), shape, bytes(values)));
+    }
+    let views = tensors.iter().map(|(name, shape, data)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), data);
+        (name.as_str(), view.unwrap())
+    });
+    let file = safetensors::serialize(views, None).unwrap();
+    (Weights::from_static("with a head", file.leak()).unwrap(), head)
+}
+
+/// `softmax(q k^T / sqrt(d))` of the probe, mean over heads, written out.
+fn probe_attention(head: &[Vec<f32>; 3], x: &[f32], width: usize, heads: usize) -> Vec<f64> {
+    let project = |input: &[f32], row: usize| -> f64 {
+        let weights = &head[1][row * width..][..width];
+        let dot: f64 = weights.iter().zip(input).map(|(w, v)| f64::from(w * v)).sum();
+        dot + f64::from(head[2][row])
+    };
+    let e = width / heads;
+    let patches: Vec<&[f32]> = x.chunks_exact(width).collect();
+    let mut mean = vec![0.0; patches.len()];
+    for h in 0..heads {
+        let logit = |x: &[f32]| -> f64 {
+            let products =
+                (h * e..(h + 1) * e).map(|r| project(&head[0], r) * project(x, width + r));
+            products.sum::<f64>() / (e as f64).sqrt()
+        };
+        let exp: Vec<f64> = patches.iter().map(|x| logit(x).exp()).collect();
+        let sum: f64 = exp.iter().sum();
+        mean.iter_mut().zip(exp).for_each(|(m, v)| *m += v / sum / heads as f64);
+    }
+    mean
+}
+
+#[test]
+fn the_pooling_head_attends_as_its_definition_says_crop_by_crop() {
+    let mut pooled = 0;
+    for case in entries(&golden().join("open")).iter().map(|f| Case::read(f)) {
+        if case.family != "paligemma" && case.family != "llava_onevision" {
+            continue;
+        }
+        let pixels = processed(&case);
+        let refs: Vec<&Pixels> = pixels.iter().collect();
+        let mut spec = tower_spec(&case.model);
+        let width = spec.config["hidden_size"].as_u64().unwrap() as usize;
+        let (weights, head) = with_pooling_head(&case.model, width);
+        let ops = || Arc::new(CpuOps::new(Precision::F32, Some(1)));
+        let tower = vit::build(&spec, &weights, ops()).unwrap();
+        let asked = [Signal::PoolingAttention];
+        let encoded = tower.encode(&refs, &asked, &Control::default()).unwrap();
+        // The head reads normed rows, whether or not the features are.
+        spec.final_norm = true;
+        let normed = vit::build(&spec, &weights, ops()).unwrap();
+        let normed = normed.encode(&refs, &[], &Control::default()).unwrap();
+        for (crop, &(first, rows)) in encoded.signals.iter().zip(&encoded.crops) {
+            let x = &normed.hidden.host()[first * width..][..rows * width];
+            let want = probe_attention(&head, x, width, tower.info().heads);
+            let got = crop.vectors[&Signal::PoolingAttention].as_slice().unwrap();
+            assert!(relative(got, &want) < 1e-5, "{}: {}", case.name, relative(got, &want));
+            pooled += 1;
+        }
+
+        let plain = vit::build(&spec, &tower_weights(&case.model), ops()).unwrap();
+        let error = plain.encode(&refs, &asked, &Control::default()).unwrap_err().to_string();
+        assert!(error.contains("head.probe"), "{error}");
+        spec.final_norm = false;
+        spec.feature_layers = vec![-2];
+        let early = vit::build(&spec, &weights, ops()).unwrap();
+        let error = early.encode(&refs, &asked, &Control::default()).unwrap_err().to_string();
+        assert!(error.contains("reads the last of"), "{error}");
+    }
+    assert!(pooled > 2, "several crops were looked at");
 }

@@ -9,6 +9,7 @@ pub mod blocks;
 mod config;
 pub mod embedded;
 mod error;
+pub mod gguf;
 pub mod heads;
 pub mod registry;
 pub mod shapes;

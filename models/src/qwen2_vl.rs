@@ -96,7 +96,10 @@ impl QwenVision {
             cls: false,
             full_attention_layers,
             one_to_one: false,
-            withheld: Vec::new(),
+            withheld: vec![(
+                secateur_core::model::SignalKind::PoolingAttention,
+                format!("the tower `{kind}` has no pooling head"),
+            )],
         }
     }
 

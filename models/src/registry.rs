@@ -53,6 +53,15 @@ const WITHOUT_CLS: &[SignalKind] = &[
     SignalKind::EncoderFeatures,
 ];
 
+/// Signals of SigLIP towers; the pooling head's where the checkpoint has it.
+const SIGLIP: &[SignalKind] = &[
+    SignalKind::ColumnMean,
+    SignalKind::PoolingAttention,
+    SignalKind::EncoderMap,
+    SignalKind::EncoderKeys,
+    SignalKind::EncoderFeatures,
+];
+
 /// All families.
 pub static FAMILIES: &[FamilyEntry] = &[
     FamilyEntry {
@@ -81,7 +90,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         several: true,
         video: true,
         boxes: false,
-        signals: WITHOUT_CLS,
+        signals: SIGLIP,
         template: crate::llava_onevision::TEMPLATE,
         plan: crate::llava_onevision::plan,
     },
@@ -151,7 +160,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         several: true,
         video: false,
         boxes: true,
-        signals: WITHOUT_CLS,
+        signals: SIGLIP,
         template: crate::paligemma::TEMPLATE,
         plan: crate::paligemma::plan,
     },

@@ -40,9 +40,7 @@ pub fn canonical(name: &str) -> Option<String> {
     let (rest, canonical) = PREFIXES
         .iter()
         .find_map(|(prefix, canonical)| Some((name.strip_prefix(prefix)?, canonical)))?;
-    let unread = rest.ends_with("position_ids")
-        || rest.ends_with("rotary_emb.inv_freq")
-        || (*canonical == "tower." && rest.starts_with("head."));
+    let unread = rest.ends_with("position_ids") || rest.ends_with("rotary_emb.inv_freq");
     (!unread).then(|| format!("{canonical}{rest}"))
 }
 
@@ -77,6 +75,7 @@ mod tests {
                 "tower.blocks.1.attn.qkv.bias",
                 vec!["visual.blocks.1.attn.qkv.bias", "model.visual.blocks.1.attn.qkv.bias"],
             ),
+            ("tower.head.probe", vec!["vision_tower.vision_model.head.probe"]),
             ("projector.mlp.0.weight", vec!["visual.merger.mlp.0.weight"]),
             (
                 "projector.deepstack.1.norm.bias",
@@ -103,7 +102,6 @@ mod tests {
         for name in [
             "vision_tower.vision_model.embeddings.position_ids",
             "model.layers.0.self_attn.rotary_emb.inv_freq",
-            "vision_tower.vision_model.head.probe",
             "something.else",
         ] {
             assert_eq!(canonical(name), None, "{name}");

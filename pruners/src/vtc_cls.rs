@@ -11,8 +11,9 @@
 //! - A4 (figure: the last K layers; code: a start index): `ensemble_layers` or `start_layer`, and
 //!   `end_layer` (default: the last layer that runs).
 //! - A5 (a script that does not pass the method's flag): nothing to port.
-//! - A6 (towers without a class token): refused unless `fallback = "column_mean"`, which ranks by
-//!   attention received, over the same layers.
+//! - A6 (towers without a class token): refused unless a fallback is chosen: `"column_mean"` ranks by
+//!   attention received, over the same layers; `"pooling_head"` by the attention of SigLIP's
+//!   pooling head after the last layer, where the checkpoint holds one.
 //! - A7: rows are cut before the projector where every visual token is one tower row, after it
 //!   else; where the projector works row by row the two are equal.
 //! - A9 (seven layers in the code, K = 3 in the paper): K = 3.
@@ -38,7 +39,7 @@ pub const ENTRY: Entry = Entry {
     name: "vtc_cls",
     paper: "[CLS] Token Tells Everything Needed for Training-free Efficient MLLMs (2024)",
     summary: "the patches that the class token looks at, summed over a few tower layers",
-    reads: "class-token attention of the tower (or attention received)",
+    reads: "class-token attention of the tower (or attention received, or a pooling head's)",
     sites: "encoder",
     example: "vtc_cls:keep=64",
     debias: true,
@@ -54,10 +55,17 @@ pub struct VtcCls {
     name: String,
     budget: Budget,
     layers: Layers,
-    column_mean: bool,
+    fallback: Option<Fallback>,
     decoder_layer: Option<usize>,
     ranking: Ranking,
     positions: Positions,
+}
+
+/// What is read of a tower without a class token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fallback {
+    ColumnMean,
+    PoolingHead,
 }
 
 /// Which tower layers are summed, 0-based.
@@ -87,7 +95,7 @@ impl Layers {
 
 impl VtcCls {
     /// Parameters: `keep`, `start_layer` or `ensemble_layers` (3), `end_layer`, `per = "crop" |
-    /// "image" | "all"`, `fallback = "column_mean"`, `layer`, `debias`, `positions`.
+    /// "image" | "all"`, `fallback = "column_mean" | "pooling_head"`, `layer`, `debias`, `positions`.
     ///
     /// # Errors
     /// A missing budget, a value out of range.
@@ -105,12 +113,16 @@ impl VtcCls {
         {
             return Err(params.error("start_layer", &format!("at most `end_layer`, {end}")));
         }
-        let fallbacks = [("column_mean", true), ("none", false)];
+        let fallbacks = [
+            ("column_mean", Some(Fallback::ColumnMean)),
+            ("pooling_head", Some(Fallback::PoolingHead)),
+            ("none", None),
+        ];
         Ok(Self {
             name: params.pruner().to_owned(),
             budget: options::required_budget(params)?,
             layers: Layers { start, end, count: count.unwrap_or(ENSEMBLE_LAYERS) },
-            column_mean: params.choice("fallback", &fallbacks)?.unwrap_or(false),
+            fallback: params.choice("fallback", &fallbacks)?.flatten(),
             decoder_layer: params.count("layer")?,
             ranking: Ranking {
                 scope: params.choice("per", Scope::PER_CROP)?.unwrap_or(Scope::EachCrop),
@@ -122,11 +134,19 @@ impl VtcCls {
 
     /// What is read of a layer of this model.
     fn signal(&self, model: &ModelInfo, layer: usize) -> Signal {
-        if self.column_mean && !model.encoder.cls {
-            Signal::ColumnMean { layer }
-        } else {
-            Signal::ClsAttention { layer }
+        match self.fallback.filter(|_| !model.encoder.cls) {
+            Some(Fallback::ColumnMean) => Signal::ColumnMean { layer },
+            Some(Fallback::PoolingHead) => Signal::PoolingAttention,
+            None => Signal::ClsAttention { layer },
         }
+    }
+
+    /// The signals that are summed: the pooling head has no layers, its attention counts once.
+    fn signals(&self, model: &ModelInfo) -> Vec<Signal> {
+        let layers = self.layers.resolve(model).into_iter();
+        let mut signals: Vec<Signal> = layers.map(|layer| self.signal(model, layer)).collect();
+        signals.dedup();
+        signals
     }
 }
 
@@ -142,14 +162,21 @@ impl Pruner for VtcCls {
                 last: model.encoder.layers.saturating_sub(1),
             });
         };
-        let mut notes = vec![format!("sums tower layers {first} to {last}")];
-        if self.column_mean && !model.encoder.cls {
-            notes.push(
+        let summed = format!("sums tower layers {first} to {last}");
+        let mut notes = match self.fallback.filter(|_| !model.encoder.cls) {
+            None => vec![summed],
+            Some(Fallback::ColumnMean) => vec![
+                summed,
                 "the tower has no class token: ranks by attention received (score_source = \
                  \"col_mean\")"
                     .into(),
-            );
-        }
+            ],
+            Some(Fallback::PoolingHead) => vec![
+                "the tower has no class token: ranks by attention of its pooling head \
+                 (score_source = \"pooling_head\")"
+                    .into(),
+            ],
+        };
         let positions = self.positions.resolve(model, &mut notes);
         let site = match self.decoder_layer {
             Some(layer) => {
@@ -162,7 +189,7 @@ impl Pruner for VtcCls {
         };
         let stage = StagePlan {
             site,
-            reads: layers.iter().map(|&layer| self.signal(model, layer)).collect(),
+            reads: self.signals(model),
             positions,
             budget: self.ranking.scope.describe(&self.budget),
             drop: None,
@@ -176,8 +203,8 @@ impl Pruner for VtcCls {
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
         let mut sums: Vec<Vec<f32>> = Vec::new();
-        for layer in self.layers.resolve(cut.model) {
-            let rows = cut.crop_vectors(self.signal(cut.model, layer))?;
+        for signal in self.signals(cut.model) {
+            let rows = cut.crop_vectors(signal)?;
             sums.resize_with(rows.len(), Vec::new);
             for (sum, row) in sums.iter_mut().zip(rows) {
                 sum.resize(row.len(), 0.0);

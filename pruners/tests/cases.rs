@@ -83,7 +83,9 @@ impl Case {
         };
         for signal in reads {
             match signal {
-                Signal::ClsAttention { .. } | Signal::ColumnMean { .. } => {
+                Signal::ClsAttention { .. }
+                | Signal::ColumnMean { .. }
+                | Signal::PoolingAttention => {
                     crop.vectors.insert(*signal, Array1::from(self.scores.clone()));
                 }
                 Signal::EncoderKeys { .. } => {

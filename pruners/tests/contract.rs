@@ -3,7 +3,9 @@
 
 use secateur_core::chain::{ChainSpec, Params};
 use secateur_core::error::ChainError;
+use secateur_core::model::SignalKind;
 use secateur_core::prune::{Memory, Pruner, Site};
+use secateur_core::signal::Signal;
 use secateur_core::testkit::{self, Fill};
 use secateur_pruners::{PRUNERS, presets, registry};
 
@@ -136,9 +138,10 @@ fn what_explain_promises_is_what_is_kept() {
 fn a_model_without_a_class_token_is_refused_with_the_way_out() {
     let mut model = testkit::small_model();
     model.encoder.cls = false;
+    let small = model.clone();
     let resolve = |chain: &str| {
         let spec = ChainSpec::parse(chain).unwrap();
-        secateur_pruners::registry().build(spec).unwrap().resolve(&model)
+        secateur_pruners::registry().build(spec).unwrap().resolve(&small)
     };
     let refused = resolve("vtc_cls:keep=4").unwrap_err().to_string();
     assert!(refused.contains("fallback = \"column_mean\""), "{refused}");
@@ -146,6 +149,15 @@ fn a_model_without_a_class_token_is_refused_with_the_way_out() {
     assert!(chain.notes.iter().any(|n| n.contains("col_mean")), "{:?}", chain.notes);
     let pruner = build("vtc_cls:keep=4:fallback=column_mean").unwrap();
     testkit::check(pruner.as_ref(), &model).unwrap();
+    let pooling = "vtc_cls:keep=4:fallback=pooling_head";
+    testkit::check(build(pooling).unwrap().as_ref(), &model).unwrap();
+    let reads = build(pooling).unwrap().plan(&model).unwrap().stages[0].reads.clone();
+    assert_eq!(reads, [Signal::PoolingAttention], "once, not once a layer");
+    let reason = "the checkpoint holds no head".to_owned();
+    model.encoder.withheld = vec![(SignalKind::PoolingAttention, reason.clone())];
+    let spec = ChainSpec::parse(pooling).unwrap();
+    let refused = secateur_pruners::registry().build(spec).unwrap().resolve(&model).unwrap_err();
+    assert!(refused.to_string().contains(&reason), "{refused}");
 }
 
 #[test]

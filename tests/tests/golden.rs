@@ -127,8 +127,8 @@ fn difference(name: &str, want: &Golden, got: &Tensors, tolerance: f64) -> Optio
     }
 }
 
-#[test]
-fn whole_runs_equal_the_reference() {
+/// Runs all cases that `CASE` selects; `model` gives the model of a case, or `None` to pass it by.
+fn check_all(model: impl Fn(&Case) -> Option<String>) {
     let filter = std::env::var("CASE").unwrap_or_default();
     let mut names: Vec<_> = std::fs::read_dir(golden().join("open"))
         .expect("golden cases")
@@ -140,7 +140,9 @@ fn whole_runs_equal_the_reference() {
     let (mut failures, mut ran) = (Vec::new(), 0);
     for folder in names {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let case = read_case(&name);
+        let mut case = read_case(&name);
+        let Some(model) = model(&case) else { continue };
+        case.model = model;
         ran += 1;
         match run(&folder, &case) {
             Err(error) => failures.push(format!("{name}: {error}")),
@@ -158,6 +160,39 @@ fn whole_runs_equal_the_reference() {
     }
     assert!(ran > 0, "no case matches CASE={filter}");
     assert!(failures.is_empty(), "{} of {ran} cases:\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn whole_runs_equal_the_reference() {
+    check_all(|case| Some(case.model.clone()));
+}
+
+/// The same models as GGUF pairs, from llama.cpp's own converter where it reads the tiny model (the
+/// Qwen families, the decoder of LLaVA, the tower of SmolVLM) and else written as it writes them.
+#[test]
+fn whole_runs_of_gguf_pairs_equal_the_reference() {
+    let pairs = tempfile::tempdir().expect("a folder");
+    // Pixel budgets and the side of Qwen2.5-VL's windows are in no GGUF file: those of the tiny
+    // models lie beside it.
+    let beside = ["preprocessor_config.json", "video_preprocessor_config.json"];
+    for entry in std::fs::read_dir(golden().join("gguf")).expect("pairs").flatten() {
+        let name = entry.file_name();
+        let (from, to) = (golden().join("models").join(&name), pairs.path().join(&name));
+        std::fs::create_dir_all(&to).expect("a folder");
+        for file in ["model.gguf", "mmproj.gguf"] {
+            std::fs::copy(entry.path().join(file), to.join(file)).expect("a copy");
+        }
+        let windows = (name == "qwen2.5-vl-tiny").then_some("config.json");
+        for file in beside.into_iter().chain(windows) {
+            if from.join(file).is_file() {
+                std::fs::copy(from.join(file), to.join(file)).expect("a copy");
+            }
+        }
+    }
+    check_all(|case| {
+        let model = pairs.path().join(Path::new(&case.model).file_name()?).join("model.gguf");
+        model.is_file().then(|| model.display().to_string())
+    });
 }
 
 /// What transformers says when its language model is given the rows that a pruner kept, with their

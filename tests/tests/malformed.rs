@@ -127,6 +127,57 @@ fn a_checkpoint_that_lies_is_refused_by_name() {
     assert!(refused > rounds / 2, "only {refused} of {rounds} mutants were refused");
 }
 
+/// Every length, type and count of a GGUF file that lies: an error that names the file, or a model
+/// that opens; `SECATEUR_FULL=1` takes every byte of the two headers.
+#[test]
+fn a_gguf_file_that_lies_is_refused_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = golden().join("gguf/smolvlm-tiny");
+    let truth = ["model.gguf", "mmproj.gguf"]
+        .map(|file| (file, std::fs::read(source.join(file)).expect("the file")));
+    for (file, bytes) in &truth {
+        put(&folder.path().join(file), bytes);
+    }
+    let model = folder.path().join("model.gguf");
+    open(&model, "the truth").expect("it opens");
+    let full = std::env::var_os("SECATEUR_FULL").is_some();
+    let mut random = Random(11);
+    for (file, bytes) in &truth {
+        let path = folder.path().join(file);
+        // Headers of the tiny files: keys and tensors end long before this.
+        let header = bytes.len().min(24 << 10);
+        let rounds = if full { header } else { 250 };
+        let mut refused = 0;
+        for round in 0..rounds {
+            let mut lie = bytes.clone();
+            let mutant = if round % 5 == 0 {
+                lie.truncate(random.below(bytes.len()));
+                format!("{file} cut at {}", lie.len())
+            } else {
+                let at = if full { round } else { random.below(header) };
+                let with = [0xff, 0x00, lie[at] ^ 0x80, lie[at].wrapping_add(1)][round % 4];
+                lie[at] = with;
+                format!("{file}: byte {at} is {with}")
+            };
+            put(&path, &lie);
+            if let Err(error) = open(&model, &mutant) {
+                refused += 1;
+                assert!(error.contains(".gguf"), "{mutant}: {error}");
+            }
+        }
+        assert!(refused >= rounds / 8, "only {refused} of {rounds} mutants of {file} were refused");
+        put(&path, bytes);
+    }
+    std::fs::remove_file(folder.path().join("mmproj.gguf")).expect("removed");
+    let error = open(&model, "no projector").expect_err("refused");
+    assert!(error.contains("mmproj"), "{error}");
+    for name in ["mmproj-a.gguf", "mmproj-b.gguf"] {
+        put(&folder.path().join(name), &truth[1].1);
+    }
+    let error = open(&model, "two projectors").expect_err("refused");
+    assert!(error.contains("mmproj-a.gguf") && error.contains("--mmproj"), "{error}");
+}
+
 #[test]
 fn an_index_that_leads_elsewhere_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");

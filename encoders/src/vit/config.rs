@@ -101,6 +101,8 @@ pub(crate) struct Config {
     pub(crate) pre_norm: bool,
     /// Name of the norm after the layers, if the features pass it.
     pub(crate) final_norm: Option<&'static str>,
+    /// Name of the norm before the pooling head, for classes of towers that have such a head.
+    pub(crate) pooling_norm: Option<&'static str>,
     pub(crate) layer_scale: bool,
     /// RMS norm of q and k over the whole width.
     pub(crate) qk_norm: bool,
@@ -123,6 +125,20 @@ impl Config {
     /// Whether families make one visual token of one row: InternVL, Idefics3 and Qwen merge.
     pub(crate) fn is_one_to_one(&self) -> bool {
         matches!(self.kind.as_str(), "clip_vision_model" | "siglip_vision_model")
+    }
+
+    /// Whether the layers allow a pooling head; `Err` says why not.
+    pub(crate) fn pooling_layers(&self) -> Result<(), String> {
+        if self.pooling_norm.is_none() {
+            return Err(format!("the tower `{}` has no pooling head", self.kind));
+        }
+        if self.layers != self.file_layers {
+            return Err(format!(
+                "the pooling head reads the last of {} tower layers, the features need only {}",
+                self.file_layers, self.layers
+            ));
+        }
+        Ok(())
     }
 
     /// Rows a crop has beside its patches.
@@ -324,6 +340,7 @@ fn tower(layout: Layout, c: Common, act: Activation, eps: f32) -> Config {
         eps,
         pre_norm: false,
         final_norm: None,
+        pooling_norm: None,
         layer_scale: false,
         qk_norm: false,
         act,
@@ -351,7 +368,7 @@ fn siglip(fields: &Fields<'_>) -> Result<Config, ConfigError> {
     let common = common(fields, defaults)?;
     let act = activation(fields, "gelu_pytorch_tanh")?;
     let base = tower(Layout::Clip, common, act, eps(fields, "layer_norm_eps", 1e-6)?);
-    Ok(Config { final_norm: Some("post_layernorm"), ..base })
+    Ok(Config { final_norm: Some("post_layernorm"), pooling_norm: Some("post_layernorm"), ..base })
 }
 
 fn internvl(fields: &Fields<'_>, final_norm: bool) -> Result<Config, ConfigError> {

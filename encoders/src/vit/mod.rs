@@ -15,6 +15,7 @@
 mod block;
 pub(crate) mod config;
 mod embed;
+mod pool;
 pub(crate) mod signals;
 mod tower;
 mod window;

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use secateur_core::error::RunError;
-use secateur_core::model::{Control, Encoded, Encoder, EncoderInfo, Pixels};
+use secateur_core::model::{Control, Encoded, Encoder, EncoderInfo, Pixels, SignalKind};
 use secateur_core::ops::{Norm, Ops};
 use secateur_core::signal::{CropSignals, Signal};
 use secateur_core::tensor::Tensor;
@@ -24,6 +24,7 @@ use super::EncoderLoadError;
 use super::block::{Block, Pass, Scratch, load_norm};
 use super::config::{Config, Layout};
 use super::embed::{Embed, patch_rows, rope};
+use super::pool::PoolingHead;
 use super::signals::{self, Asked};
 use super::window::{self, WindowOrder};
 
@@ -38,6 +39,7 @@ pub(crate) struct Tower {
     embed: Embed,
     blocks: Vec<Block>,
     final_norm: Option<Norm>,
+    pooling: Option<PoolingHead>,
     ops: Arc<dyn Ops>,
 }
 
@@ -73,6 +75,10 @@ impl Tower {
                 Some(load_norm(weights, &name, config.width, config.norm, config.eps)?)
             }
         };
+        let (pooling, withheld) = match PoolingHead::load(&config, weights) {
+            Ok(head) => (Some(head), Vec::new()),
+            Err(reason) => (None, vec![(SignalKind::PoolingAttention, reason)]),
+        };
         let full_attention_layers = match &config.windows {
             None => (0..config.layers).collect(),
             Some(w) => w.full.iter().copied().filter(|l| *l < config.layers).collect(),
@@ -86,9 +92,9 @@ impl Tower {
             cls: config.class_token,
             full_attention_layers,
             one_to_one: config.is_one_to_one(),
-            withheld: Vec::new(),
+            withheld,
         };
-        Ok(Self { config, info, embed, blocks, final_norm, ops })
+        Ok(Self { config, info, embed, blocks, final_norm, pooling, ops })
     }
 
     /// The crops of all clips, checked against what the tower takes.
@@ -152,6 +158,11 @@ impl Tower {
                     "signal `{signal}`: the tower `{}` offers layers {:?}",
                     self.config.kind, self.info.full_attention_layers
                 )));
+            }
+            if *signal == Signal::PoolingAttention
+                && let Some((_, reason)) = self.info.withheld.first()
+            {
+                return Err(RunError::Shape(format!("signal `{signal}`: {reason}")));
             }
             if matches!(signal, Signal::ClsAttention { .. }) && !self.config.class_token {
                 return Err(RunError::Shape(format!(
@@ -238,6 +249,21 @@ impl Tower {
             keep(layer + 1, &x);
             if config.levels.contains(&layer) {
                 levels.push(x.clone());
+            }
+        }
+        if let Some(head) =
+            self.pooling.as_ref().filter(|_| wanted.contains(&Signal::PoolingAttention))
+        {
+            let mut normed = Tensor::zeros(0, 0);
+            ops.norm(&head.norm, &x, &mut normed);
+            let normed = ops.download(&normed)?;
+            for (crop, rows) in out.iter_mut().zip(normed.chunks_exact(per_crop * x.cols())) {
+                let scores = head.attention(rows);
+                if scores.iter().any(|s| !s.is_finite()) {
+                    let signal = Signal::PoolingAttention.to_string();
+                    return Err(RunError::NonFinite { signal, layer: config.layers - 1 });
+                }
+                crop.vectors.insert(Signal::PoolingAttention, scores.into());
             }
         }
         if let Some(norm) = &self.final_norm {

@@ -3,7 +3,7 @@
 
 use secateur_core::error::ConfigError;
 use secateur_core::files::{Fields, short};
-use secateur_core::model::EncoderInfo;
+use secateur_core::model::{EncoderInfo, SignalKind};
 use serde_json::Value;
 
 use super::{MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
@@ -23,12 +23,28 @@ pub(crate) struct Vision {
     pub(crate) patch: usize,
     /// Whether row 0 is a class token.
     pub(crate) cls: bool,
+    /// Whether the configuration promises SigLIP's pooling head.
+    pub(crate) pooling_head: bool,
 }
 
 impl Vision {
     /// Patches along a side.
     pub(crate) fn side(&self) -> usize {
         self.image / self.patch
+    }
+
+    fn withheld(&self, features: &FeatureLayers) -> Vec<(SignalKind, String)> {
+        let reason = if !self.pooling_head {
+            "the configuration names no pooling head (`vision_use_head`)".to_owned()
+        } else if features.run != self.layers {
+            format!(
+                "the pooling head reads the last of {} tower layers, the features need only {}",
+                self.layers, features.run
+            )
+        } else {
+            return Vec::new();
+        };
+        vec![(SignalKind::PoolingAttention, reason)]
     }
 
     /// What reports and chains are told. `one_to_one`: see [`EncoderInfo::one_to_one`].
@@ -47,33 +63,33 @@ impl Vision {
             cls: self.cls,
             full_attention_layers: (0..features.run).collect(),
             one_to_one,
-            withheld: Vec::new(),
+            withheld: self.withheld(features),
         }
     }
 }
 
-/// Class defaults of a tower: width, layers, heads, picture, patch, class token.
+/// What most classes say where a file is silent.
+const BASE: Vision = Vision {
+    width: 768,
+    layers: 12,
+    heads: 12,
+    image: 224,
+    patch: 32,
+    cls: false,
+    pooling_head: false,
+};
+const IDEFICS: Vision = Vision { width: 1152, heads: 16, ..BASE };
+
+/// Class defaults of a tower.
 const CLASSES: &[(&str, Vision)] = &[
-    (
-        "clip_vision_model",
-        Vision { width: 768, layers: 12, heads: 12, image: 224, patch: 32, cls: true },
-    ),
-    (
-        "siglip_vision_model",
-        Vision { width: 768, layers: 12, heads: 12, image: 224, patch: 16, cls: false },
-    ),
+    ("clip_vision_model", Vision { cls: true, ..BASE }),
+    ("siglip_vision_model", Vision { patch: 16, pooling_head: true, ..BASE }),
     (
         "internvl_vision",
-        Vision { width: 1024, layers: 24, heads: 16, image: 448, patch: 14, cls: true },
+        Vision { width: 1024, layers: 24, heads: 16, image: 448, patch: 14, cls: true, ..BASE },
     ),
-    (
-        "smolvlm_vision",
-        Vision { width: 1152, layers: 12, heads: 16, image: 224, patch: 32, cls: false },
-    ),
-    (
-        "idefics3_vision",
-        Vision { width: 1152, layers: 12, heads: 16, image: 224, patch: 32, cls: false },
-    ),
+    ("smolvlm_vision", IDEFICS),
+    ("idefics3_vision", IDEFICS),
 ];
 
 /// Reads the sizes of a tower of class `kind`.
@@ -97,6 +113,7 @@ pub(crate) fn vision(fields: &Fields<'_>, kind: &str) -> Result<Vision, ConfigEr
         image: int_or_pair(fields, "image_size", 1..=1 << 15, default.image)?,
         patch: int_or_pair(fields, "patch_size", 1..=1 << 12, default.patch)?,
         cls: default.cls,
+        pooling_head: default.pooling_head && fields.flag("vision_use_head", true)?,
     };
     if !vision.width.is_multiple_of(vision.heads) {
         let expected = format!("a divisor of `hidden_size` {}", vision.width);

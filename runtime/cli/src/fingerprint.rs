@@ -10,9 +10,10 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use secateur::GgufPair;
 
 const SAMPLES: u64 = 64;
 const SAMPLE_BYTES: usize = 4096;
@@ -72,6 +73,28 @@ pub(crate) fn model_folder(folder: &Path) -> Result<String> {
         let path = folder.join(&name);
         part(&mut hasher, name.as_bytes());
         hash_file(&path, is_weights(&name), &mut hasher)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(short(&hasher))
+}
+
+/// Hash of a GGUF pair, with the small files that lie beside the decoder.
+///
+/// # Errors
+/// Files that cannot be read.
+pub(crate) fn gguf(pair: &GgufPair) -> Result<String> {
+    let folder = pair.decoder.parent().filter(|p| !p.as_os_str().is_empty());
+    let beside = folder.unwrap_or(Path::new("."));
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(beside)
+        .with_context(|| format!("cannot read {}", beside.display()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.file_name().is_some_and(|n| is_settings(&n.to_string_lossy())))
+        .collect();
+    paths.sort();
+    let mut hasher = blake3::Hasher::new();
+    for path in [&pair.decoder, &pair.projector].into_iter().chain(&paths) {
+        let is_weights = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        hash_file(path, is_weights, &mut hasher)
             .with_context(|| format!("cannot read {}", path.display()))?;
     }
     Ok(short(&hasher))

@@ -3,14 +3,14 @@
 //! Nothing below this module reads arguments, the terminal or, but for the hub's own variables
 //! ([`crate::hub`]), the environment.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use secateur::image::Limits;
 use secateur::{
-    ChainSpec, ImageAspect, ImageBackend, ModelSource, Outline, Precision, ProcessorOptions,
-    ResolvedChain, Sampling, Vlm, VlmBuilder,
+    ChainSpec, GgufPair, ImageAspect, ImageBackend, ModelSource, Outline, Precision,
+    ProcessorOptions, ResolvedChain, Sampling, Vlm, VlmBuilder,
 };
 
 use crate::args::{
@@ -49,14 +49,28 @@ pub(crate) fn processor_options(args: &ModelArgs) -> ProcessorOptions {
     }
 }
 
+/// Where a model comes from.
+///
+/// # Errors
+/// A projector beside a model that is no GGUF file: a usage error.
+pub(crate) fn source(model: Option<&str>, mmproj: Option<&Path>) -> Result<ModelSource> {
+    let Some(projector) = mmproj else { return Ok(ModelSource::parse(model)) };
+    let decoder = Path::new(model.unwrap_or_default());
+    if decoder.extension().is_none_or(|e| !e.eq_ignore_ascii_case("gguf")) {
+        return Err(usage("--mmproj goes with --model FILE.gguf"));
+    }
+    let (decoder, projector) = (decoder.to_path_buf(), projector.to_path_buf());
+    Ok(GgufPair { decoder, projector }.into())
+}
+
 /// A model about to be opened, its files in place.
 ///
 /// # Errors
-/// A hub id whose files are not in the cache and cannot be downloaded; an ONNX encoder in a build
-/// without the feature `onnx`: a usage error.
+/// A hub id whose files are not in the cache and cannot be downloaded; a projector beside a model that is no GGUF file, an ONNX encoder in a build without the feature
+/// `onnx`: usage errors.
 pub(crate) fn builder(args: &ModelArgs, needs: Needs, console: &Console) -> Result<VlmBuilder> {
     hub::fetch(args.model.as_deref(), needs, args.offline, console)?;
-    let builder = Vlm::builder(ModelSource::parse(args.model.as_deref()))
+    let builder = Vlm::builder(source(args.model.as_deref(), args.mmproj.as_deref())?)
         .precision(precision(args.dtype))
         .image_options(processor_options(args));
     let builder = match args.threads {
@@ -300,9 +314,11 @@ impl CaptionJob {
 /// # Errors
 /// Files that cannot be read.
 pub(crate) fn model_identity(args: &ModelArgs) -> Result<String> {
-    let model = match ModelSource::parse(args.model.as_deref()).folder()? {
-        Some(folder) => crate::fingerprint::model_folder(&folder)?,
-        None => crate::fingerprint::built_in(),
+    let source = source(args.model.as_deref(), args.mmproj.as_deref())?;
+    let model = match (source.gguf()?, source.path()?) {
+        (Some(pair), _) => crate::fingerprint::gguf(&pair)?,
+        (None, Some(folder)) => crate::fingerprint::model_folder(&folder)?,
+        (None, None) => crate::fingerprint::built_in(),
     };
     let Some(file) = &args.encoder.file else { return Ok(model) };
     let tower = crate::fingerprint::weights_file(file)?;

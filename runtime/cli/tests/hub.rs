@@ -27,6 +27,10 @@ enum Fault {
     Short,
     /// The ETag leads out of the cache.
     Etag,
+    /// The ETag of the weights is the SHA-256 of something else.
+    Hash,
+    /// The storage host has no ranges: a transfer that goes on gets all of the file.
+    NoRanges,
 }
 
 /// A request: its path, range and token.
@@ -163,12 +167,14 @@ fn answer(
     let Some(content) = files.get(name) else { return empty(to, "404 Not Found") };
     let etag = match fault {
         Fault::Etag => "../../../../stray".to_owned(),
+        Fault::Hash if name == WEIGHTS => "0".repeat(64),
         _ => format!("{}-of-the-hub", name.replace('.', "-")),
     };
-    // Large files lie elsewhere, as at the hub.
+    // Large files lie elsewhere, as at the hub: on a host of another name.
     if name == WEIGHTS && path.contains("/resolve/") {
+        let elsewhere = address.replace("127.0.0.1", "localhost");
         let head = format!(
-            "302 Found\r\nLocation: http://{address}/cdn/{name}\r\nX-Linked-Etag: \"{etag}\"\r\n\
+            "302 Found\r\nLocation: http://{elsewhere}/cdn/{name}\r\nX-Linked-Etag: \"{etag}\"\r\n\
              X-Linked-Size: {}\r\nX-Repo-Commit: {COMMIT}",
             content.len()
         );
@@ -184,6 +190,9 @@ fn answer(
         content.len()
     );
     let mut sent = part.len();
+    if fault == Fault::NoRanges && is_transfer(asked) {
+        return put(to, "200 OK", content, if is_first { sent / 2 } else { content.len() });
+    }
     if is_transfer(asked) {
         match fault {
             Fault::Cut if is_first => sent /= 2,
@@ -277,9 +286,14 @@ fn what_the_hub_refuses_is_said_with_its_remedy() {
         let name = model.trim_start_matches("tests/").split('@').next().unwrap();
         assert!(!cached(folder.path(), name).join("snapshots").exists(), "{model}");
     }
-    // The same gate, with a token that opens it.
+    // The same gate, with a token that opens it, and that the storage host never sees.
+    let before = hub.seen().len();
     let (code, _, err) = hub.ask(folder.path(), "tests/gated", &[("HF_TOKEN", "good")]);
     assert_eq!(code, 0, "{err}");
+    let seen = &hub.seen()[before..];
+    let (elsewhere, own): (Vec<_>, Vec<_>) = seen.iter().partition(|a| a.path.starts_with("/cdn"));
+    assert!(!elsewhere.is_empty() && elsewhere.iter().all(|a| a.token.is_none()), "{elsewhere:?}");
+    assert!(own.iter().all(|a| a.token.as_deref() == Some("good")), "{own:?}");
 }
 
 #[test]
@@ -310,6 +324,25 @@ fn a_transfer_that_breaks_off_goes_on_where_it_was() {
         hub.seen().iter().filter(|a| is_transfer(a)).filter_map(|a| Some(a.range?.0)).collect();
     let half = fs::metadata(model().join(WEIGHTS)).unwrap().len() as usize / 2;
     assert_eq!(starts, [0, half]);
+}
+
+#[test]
+fn a_server_without_ranges_sends_the_file_anew() {
+    let (folder, hub) = (support::pictures(1), Hub::start(Fault::NoRanges));
+    let (code, out, err) = hub.ask(folder.path(), "tests/tiny", &[]);
+    assert_eq!((code, out), (0, expected(folder.path())), "{err}");
+    assert_eq!(hub.seen().iter().filter(|a| is_transfer(a)).count(), 2);
+}
+
+#[test]
+fn content_of_another_hash_never_is_in_the_cache() {
+    let (folder, hub) = (support::pictures(1), Hub::start(Fault::Hash));
+    let (code, _, err) = hub.ask(folder.path(), "tests/tiny", &[]);
+    assert!(code == 1 && err.contains(WEIGHTS) && err.contains("SHA-256"), "{err}");
+    let cached = cached(folder.path(), "tiny");
+    assert!(
+        !cached.join("snapshots").exists() && !cached.join("blobs").join("0".repeat(64)).exists()
+    );
 }
 
 #[test]

@@ -480,8 +480,8 @@ impl ResolvedChain {
         counts
     }
 
-    /// The chain as a table for people: per stage the site, the tokens before and after for
-    /// `tokens` visual tokens, positions and signals.
+    /// The chain as a table for people: per stage the site, the tokens before and after for a
+    /// picture of one crop with `tokens` visual tokens, positions and signals.
     pub fn explain(&self, model: &ModelInfo, tokens: usize) -> String {
         let mut out = format!(
             "model      {} ({})\nencoder    {} layers, {}\ndecoder    {} layers, {} wide\nchain      {}\n",
@@ -493,6 +493,13 @@ impl ResolvedChain {
             model.decoder.hidden,
             self.spec
         );
+        // What a picture of tiles has is for `tokens` to say: here no picture is at hand.
+        let in_each = if self.stages.iter().any(|s| s.plan.budget.ends_with("a crop")) {
+            "; a picture of tiles keeps as many in each"
+        } else {
+            ""
+        };
+        out.push_str(&format!("picture    {tokens} visual tokens in one crop{in_each}\n"));
         let mut rows = vec![[
             "stage".to_owned(),
             "site".to_owned(),

@@ -16,8 +16,8 @@ pub enum WeightsError {
         /// Why.
         source: std::io::Error,
     },
-    /// Not a safetensors file, or one that contradicts itself.
-    #[error("{file}: not a valid safetensors file: {reason}")]
+    /// Not a file of weights, or one that contradicts itself.
+    #[error("{file}: not a valid file of weights: {reason}")]
     Format {
         /// The file.
         file: String,

@@ -1,10 +1,11 @@
 //! The small files of a model folder: configurations, tokenizer, chat template.
 //!
-//! A folder on disk and the files compiled into the program look alike from here on. Weights are
-//! [`crate::weights`].
+//! A folder on disk, the files compiled into the program, and those made from the description in a
+//! single file look alike from here on. Weights are [`crate::weights`].
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -18,6 +19,11 @@ const MAX_BYTES: u64 = 128 << 20;
 enum Source {
     Folder(PathBuf),
     Static(&'static [(&'static str, &'static [u8])]),
+    /// A single file, what was made of it, and the folder that it lies in.
+    Described {
+        path: PathBuf,
+        made: Arc<[(String, Vec<u8>)]>,
+    },
 }
 
 /// The files of one model.
@@ -48,16 +54,23 @@ impl ModelFiles {
         Self { name: name.to_owned(), source: Source::Static(files) }
     }
 
+    /// Files that were made, as `(name, content)`, from what the single file `path` says of its
+    /// model. A file of the same name beside it is read instead.
+    pub fn described(name: &str, path: &Path, made: Vec<(String, Vec<u8>)>) -> Self {
+        let source = Source::Described { path: path.to_path_buf(), made: made.into() };
+        Self { name: name.to_owned(), source }
+    }
+
     /// Short name of the model.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The folder, if there is one.
+    /// The folder, if there is one that holds all.
     pub fn path(&self) -> Option<&Path> {
         match &self.source {
             Source::Folder(path) => Some(path),
-            Source::Static(_) => None,
+            Source::Static(_) | Source::Described { .. } => None,
         }
     }
 
@@ -66,6 +79,13 @@ impl ModelFiles {
         match &self.source {
             Source::Folder(path) => path.join(file).display().to_string(),
             Source::Static(_) => format!("{} (built in)/{file}", self.name),
+            Source::Described { path, .. } => {
+                let beside = path.with_file_name(file);
+                if beside.is_file() {
+                    return beside.display().to_string();
+                }
+                format!("{} (as {file})", path.display())
+            }
         }
     }
 
@@ -74,17 +94,21 @@ impl ModelFiles {
     /// # Errors
     /// If it is there and cannot be read, or is too large to be what it claims.
     pub fn bytes(&self, file: &str) -> Result<Option<Cow<'static, [u8]>>, ConfigError> {
-        let folder = match &self.source {
+        let (path, made) = match &self.source {
             Source::Static(files) => {
                 return Ok(files.iter().find(|(n, _)| *n == file).map(|(_, b)| Cow::Borrowed(*b)));
             }
-            Source::Folder(folder) => folder,
+            Source::Folder(folder) => (folder.join(file), None),
+            Source::Described { path, made } => {
+                (path.with_file_name(file), made.iter().find(|(n, _)| n == file))
+            }
         };
-        let path = folder.join(file);
         let io = |source| ConfigError::Io { path: path.clone(), source };
         let meta = match std::fs::metadata(&path) {
             Ok(meta) => meta,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(made.map(|(_, content)| Cow::Owned(content.clone())));
+            }
             Err(e) => return Err(io(e)),
         };
         if meta.len() > MAX_BYTES {

@@ -72,6 +72,8 @@ pub enum SignalKind {
     ClsAttention,
     /// [`Signal::ColumnMean`]
     ColumnMean,
+    /// [`Signal::PoolingAttention`]
+    PoolingAttention,
     /// [`Signal::EncoderMap`]
     EncoderMap,
     /// [`Signal::EncoderKeys`]
@@ -115,12 +117,14 @@ impl ModelInfo {
             Signal::ClsAttention { .. } if !self.encoder.cls => {
                 return Err(
                     "the vision tower has no class token; `fallback = \"column_mean\"` reads \
-                            the attention received instead"
+                            the attention received instead, `fallback = \"pooling_head\"` that of \
+                            SigLIP's pooling head"
                         .into(),
                 );
             }
             Signal::ClsAttention { .. } => SignalKind::ClsAttention,
             Signal::ColumnMean { .. } => SignalKind::ColumnMean,
+            Signal::PoolingAttention => SignalKind::PoolingAttention,
             Signal::EncoderMap { .. } => SignalKind::EncoderMap,
             Signal::EncoderKeys { .. } => SignalKind::EncoderKeys,
             Signal::EncoderFeatures => SignalKind::EncoderFeatures,

@@ -42,6 +42,9 @@ pub enum Signal {
         /// Encoder layer.
         layer: usize,
     },
+    /// Attention of the pooling head's learnt probe over the last hidden state (SigLIP):
+    /// `[patches]` a crop.
+    PoolingAttention,
     /// The encoder's attention map, mean over heads, CLS rows and columns dropped:
     /// `[patches, patches]` a crop.
     EncoderMap {
@@ -125,6 +128,7 @@ impl fmt::Display for Signal {
         match self {
             Signal::ClsAttention { layer } => write!(f, "encoder.cls_attention[{layer}]"),
             Signal::ColumnMean { layer } => write!(f, "encoder.column_mean[{layer}]"),
+            Signal::PoolingAttention => f.write_str("encoder.pooling_attention"),
             Signal::EncoderMap { layer } => write!(f, "encoder.map[{layer}]"),
             Signal::EncoderKeys { layer } => write!(f, "encoder.keys[{layer}]"),
             Signal::EncoderFeatures => f.write_str("encoder.features"),
@@ -158,7 +162,7 @@ pub struct CropPixels {
 /// What an encoder returned beside its features, crop by crop.
 #[derive(Clone, Debug, Default)]
 pub struct CropSignals {
-    /// Vectors `[patches]`: CLS attention and column means.
+    /// Vectors `[patches]`: CLS attention, column means, pooling attention.
     pub vectors: BTreeMap<Signal, Array1<f32>>,
     /// Matrices: maps, keys, features.
     pub matrices: BTreeMap<Signal, Array2<f32>>,

@@ -7,6 +7,9 @@
 
 #[path = "ops/attention.rs"]
 mod attention;
+#[cfg(feature = "gguf")]
+#[path = "ops/blocks.rs"]
+mod blocks;
 #[path = "ops/linear.rs"]
 mod linear;
 #[path = "ops/rows.rs"]

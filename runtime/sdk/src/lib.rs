@@ -58,6 +58,7 @@ pub use secateur_encoders::image;
 pub use secateur_encoders::onnx;
 pub use secateur_encoders::processors::sampling::Policy;
 pub use secateur_encoders::video::{self, Sampling as FrameSampling, VideoOptions};
+pub use secateur_models::gguf::GgufPair;
 pub use secateur_models::{ModelOptions, VideoAdvance};
 pub use session::{Session, Stream};
 pub use source::{ModelSource, hub_cache};

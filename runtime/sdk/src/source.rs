@@ -1,6 +1,10 @@
-//! Where a model comes from: built in, a folder, or the hub's cache.
+//! Where a model comes from: built in, a folder, GGUF files, or the hub's cache.
 
 use std::path::{Path, PathBuf};
+
+use secateur_core::files::ModelFiles;
+use secateur_core::weights::Weights;
+use secateur_models::gguf::GgufPair;
 
 use crate::error::Error;
 
@@ -9,8 +13,11 @@ use crate::error::Error;
 pub enum ModelSource {
     /// The small model that is part of the program.
     Embedded,
-    /// A folder in the Hugging Face layout.
+    /// A folder in the Hugging Face layout or with a GGUF pair, or the GGUF file of a decoder whose
+    /// projector lies beside it.
     Folder(PathBuf),
+    /// A decoder and its projector, wherever they lie.
+    Gguf(GgufPair),
     /// A repository of the hub, looked up in the local cache.
     Hub {
         /// `owner/name`
@@ -21,8 +28,8 @@ pub enum ModelSource {
 }
 
 impl ModelSource {
-    /// What a person types: nothing or `embedded`, a folder, or `owner/name[@revision]`. A folder
-    /// that exists wins over a hub id of the same spelling.
+    /// What a person types: nothing or `embedded`, a folder, a `.gguf` file, or
+    /// `owner/name[@revision]`. A folder that exists wins over a hub id of the same spelling.
     pub fn parse(text: Option<&str>) -> Self {
         let Some(text) = text.filter(|t| !t.is_empty() && *t != "embedded") else {
             return ModelSource::Embedded;
@@ -31,25 +38,68 @@ impl ModelSource {
         let looks_like_id = text.matches('/').count() == 1
             && !text.starts_with(['.', '/', '~'])
             && !text.contains('\\');
-        if path.is_dir() || !looks_like_id {
+        let is_gguf = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+        if path.is_dir() || is_gguf || !looks_like_id {
             return ModelSource::Folder(path.to_path_buf());
         }
         let (id, revision) = text.split_once('@').unwrap_or((text, "main"));
         ModelSource::Hub { id: id.to_owned(), revision: revision.to_owned() }
     }
 
-    /// The folder that holds the files; `None` for the built-in model.
+    /// The folder, or the decoder's file, that the model lies in; `None` for the built-in model.
     ///
     /// # Errors
     /// A hub id that is not in the cache; the message says how to put it there.
-    pub fn folder(&self) -> Result<Option<PathBuf>, Error> {
+    pub fn path(&self) -> Result<Option<PathBuf>, Error> {
         match self {
             ModelSource::Embedded => Ok(None),
             ModelSource::Folder(path) => Ok(Some(path.clone())),
+            ModelSource::Gguf(pair) => Ok(Some(pair.decoder.clone())),
             ModelSource::Hub { id, revision } => {
                 cached_snapshot(&hub_cache(), id, revision).map(Some)
             }
         }
+    }
+
+    /// The GGUF files, if the model is a pair of them.
+    ///
+    /// # Errors
+    /// As [`ModelSource::path`], and a projector or decoder that is missing or not the only one.
+    pub fn gguf(&self) -> Result<Option<GgufPair>, Error> {
+        match (self, self.path()?) {
+            (ModelSource::Gguf(pair), _) => Ok(Some(pair.clone())),
+            (_, Some(path)) => Ok(GgufPair::find(&path)?),
+            (_, None) => Ok(None),
+        }
+    }
+
+    /// The small files of the model; with its weights where those come along.
+    ///
+    /// # Errors
+    /// As [`ModelSource::gguf`], and files that are no model's.
+    pub(crate) fn open(&self) -> Result<(ModelFiles, Option<Weights>), Error> {
+        if let Some(pair) = self.gguf()? {
+            let (files, weights) = pair.open()?;
+            return Ok((files, Some(weights)));
+        }
+        match self.path()? {
+            None => crate::embedded::open(),
+            Some(folder) => Ok((ModelFiles::folder(&folder)?, None)),
+        }
+    }
+
+    /// The small files of the model.
+    ///
+    /// # Errors
+    /// As [`ModelSource::gguf`], and files that are no model's.
+    pub fn files(&self) -> Result<ModelFiles, Error> {
+        Ok(self.open()?.0)
+    }
+}
+
+impl From<GgufPair> for ModelSource {
+    fn from(pair: GgufPair) -> Self {
+        ModelSource::Gguf(pair)
     }
 }
 
@@ -115,6 +165,8 @@ mod tests {
         assert_eq!(ModelSource::parse(None), ModelSource::Embedded);
         assert_eq!(ModelSource::parse(Some("embedded")), ModelSource::Embedded);
         assert_eq!(ModelSource::parse(Some("./x")), ModelSource::Folder("./x".into()));
+        let file = ModelSource::parse(Some("models/x.gguf"));
+        assert_eq!(file, ModelSource::Folder("models/x.gguf".into()));
         assert_eq!(
             ModelSource::parse(Some("llava-hf/llava-1.5-7b-hf@v1")),
             ModelSource::Hub { id: "llava-hf/llava-1.5-7b-hf".into(), revision: "v1".into() }

@@ -225,10 +225,7 @@ impl VlmBuilder {
     /// # Errors
     /// Files that are missing, malformed or contradict one another, named with their field.
     pub fn open(self) -> Result<Vlm, Error> {
-        let (files, weights) = match self.source.folder()? {
-            None => crate::embedded::open()?,
-            Some(folder) => (ModelFiles::folder(&folder)?, None),
-        };
+        let (files, weights) = self.source.open()?;
         let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
         // The configuration is checked before any weight is read.
         secateur_models::registry::describe(&files, self.load)?;
@@ -245,11 +242,7 @@ impl VlmBuilder {
     /// # Errors
     /// As [`VlmBuilder::open`], as far as the configuration goes.
     pub fn outline(self) -> Result<Outline, Error> {
-        let files = match self.source.folder()? {
-            None => crate::embedded::open()?.0,
-            Some(folder) => ModelFiles::folder(&folder)?,
-        };
-        Outline::read(&files, self.load, self.options, self.registry)
+        Outline::read(&self.source.files()?, self.load, self.options, self.registry)
     }
 
     /// [`VlmBuilder::outline`] of a named shape.
@@ -281,7 +274,12 @@ impl VlmBuilder {
             secateur_models::registry::load(files, weights, &ops, self.load)?;
         let mut info = family.info().clone();
         let encoder = match self.encoder {
-            None => secateur_encoders::vit::build(&tower, &weights, ops.clone())?,
+            None => {
+                let encoder = secateur_encoders::vit::build(&tower, &weights, ops.clone())?;
+                // The configuration may promise a pooling head that the file does not hold.
+                info.encoder.withheld.clone_from(&encoder.info().withheld);
+                encoder
+            }
             Some(make) => {
                 let encoder = make(EncoderParts { spec: &tower, weights: &weights, ops: &ops })?;
                 let (found, needed) = (encoder.info(), &info.encoder);

@@ -115,10 +115,13 @@ pub(crate) enum Command {
 /// Which model, and how it computes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// Model: a folder in the Hugging Face layout, or a hub id OWNER/NAME[@REV]
+    /// Model: a folder in the Hugging Face layout, a GGUF file, or a hub id OWNER/NAME[@REV]
     /// [default: the built-in model]
-    #[arg(short, long, value_name = "DIR|REPO", help_heading = "Model")]
+    #[arg(short, long, value_name = "DIR|GGUF|REPO", help_heading = "Model")]
     pub(crate) model: Option<String>,
+    /// Projector of a GGUF model [default: mmproj*.gguf beside it]
+    #[arg(long, value_name = "GGUF", requires = "model", help_heading = "Model")]
+    pub(crate) mmproj: Option<PathBuf>,
     /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
     #[arg(long, help_heading = "Model")]
     pub(crate) offline: bool,

@@ -184,12 +184,15 @@ pub(crate) struct TokensArgs {
     /// Size of a picture instead of a file (may be repeated)
     #[arg(long, value_name = "WxH")]
     pub(crate) size: Vec<String>,
-    /// Model: a folder or a hub id [default: the built-in model]
-    #[arg(short, long, value_name = "DIR|REPO")]
+    /// Model: a folder, a GGUF file or a hub id [default: the built-in model]
+    #[arg(short, long, value_name = "DIR|GGUF|REPO")]
     pub(crate) model: Option<String>,
     /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Projector of a GGUF model [default: mmproj*.gguf beside it]
+    #[arg(long, value_name = "GGUF", requires = "model")]
+    pub(crate) mmproj: Option<PathBuf>,
     /// A named shape instead of a model (a wrong name lists the known ones)
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub(crate) shape: Option<String>,
@@ -207,12 +210,15 @@ pub(crate) struct TokensArgs {
 /// Flags of `models`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelsArgs {
-    /// A model folder or hub id to describe [default: list the families]
-    #[arg(value_name = "DIR|REPO")]
+    /// A model folder, GGUF file or hub id to describe [default: list the families]
+    #[arg(value_name = "DIR|GGUF|REPO")]
     pub(crate) model: Option<String>,
     /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
     #[arg(long)]
     pub(crate) offline: bool,
+    /// Projector of a GGUF model [default: mmproj*.gguf beside it]
+    #[arg(long, value_name = "GGUF", requires = "model")]
+    pub(crate) mmproj: Option<PathBuf>,
     /// One JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

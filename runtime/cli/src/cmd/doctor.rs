@@ -15,6 +15,7 @@ fn features() -> Vec<&'static str> {
         ("onnx", cfg!(feature = "onnx")),
         ("onnx-cuda", cfg!(feature = "onnx-cuda")),
         ("hub", cfg!(feature = "hub")),
+        ("gguf", cfg!(feature = "gguf")),
     ];
     all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
 }

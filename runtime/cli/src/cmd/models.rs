@@ -1,13 +1,15 @@
 //! `models`: the families that are supported, or what a folder holds.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result};
 use secateur::families::{FAMILIES, FamilyEntry, describe};
-use secateur::{ModelInfo, ModelOptions, ModelSource};
-use secateur_core::files::ModelFiles;
+use secateur::{ModelInfo, ModelOptions};
 use secateur_core::model::SignalKind;
 
 use crate::args::ModelsArgs;
 use crate::hub::{self, Needs};
+use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, table};
 
@@ -27,6 +29,7 @@ fn signal(kind: &SignalKind) -> &'static str {
     match kind {
         SignalKind::ClsAttention => "cls_attention",
         SignalKind::ColumnMean => "column_mean",
+        SignalKind::PoolingAttention => "pooling_attention",
         SignalKind::EncoderMap => "encoder_map",
         SignalKind::EncoderKeys => "encoder_keys",
         SignalKind::EncoderFeatures => "encoder_features",
@@ -72,15 +75,18 @@ fn families(json: bool, console: &Console) -> Result<()> {
 
 fn folder(model: &str, args: &ModelsArgs, console: &Console) -> Result<()> {
     hub::fetch(Some(model), Needs::Description, args.offline, console)?;
-    let source = ModelSource::parse(Some(model));
-    let Some(folder) = source.folder()? else {
+    let source = job::source(Some(model), args.mmproj.as_deref())?;
+    let Some(folder) = source.path()? else {
         return Err(usage("name a folder or a hub id; `explain` describes the built-in model"));
     };
-    let files = ModelFiles::folder(&folder)?;
+    let files = source.files()?;
     let described = describe(&files, ModelOptions::default())
         .with_context(|| format!("{} is no model that can be run", folder.display()))?;
     let info = described.info();
-    let weights = weights_of(&folder);
+    let weights = match source.gguf()? {
+        Some(pair) => sizes(&[pair.decoder, pair.projector]),
+        None => weights_of(&folder),
+    };
     if args.json {
         return console.json(&serde_json::json!({
             "schema": "secateur.model/1", "family": described.entry.name,
@@ -153,13 +159,15 @@ fn takes(entry: &FamilyEntry) -> String {
 }
 
 /// Number and bytes of the weight files of a folder.
-fn weights_of(folder: &std::path::Path) -> (usize, u64) {
+fn weights_of(folder: &Path) -> (usize, u64) {
     let Ok(entries) = std::fs::read_dir(folder) else { return (0, 0) };
-    entries
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let is_weights = entry.path().extension().is_some_and(|e| e == "safetensors");
-            if is_weights { std::fs::metadata(entry.path()).ok().map(|m| m.len()) } else { None }
-        })
-        .fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes))
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_weights = |p: &PathBuf| p.extension().is_some_and(|e| e == "safetensors");
+    sizes(&paths.filter(is_weights).collect::<Vec<_>>())
+}
+
+/// Number and bytes of files.
+fn sizes(paths: &[PathBuf]) -> (usize, u64) {
+    let sizes = paths.iter().filter_map(|p| std::fs::metadata(p).ok().map(|m| m.len()));
+    sizes.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes))
 }

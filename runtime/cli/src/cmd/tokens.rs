@@ -76,7 +76,7 @@ fn open(args: &TokensArgs, console: &Console) -> Result<Outline> {
         min_pixels: side(args.min_pixels),
         ..secateur::ProcessorOptions::default()
     };
-    let builder = Vlm::builder(secateur::ModelSource::parse(args.model.as_deref()));
+    let builder = Vlm::builder(job::source(args.model.as_deref(), args.mmproj.as_deref())?);
     job::outline(builder.image_options(options), args.model.as_deref(), args.shape.as_deref())
 }
 

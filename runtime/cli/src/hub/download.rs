@@ -1,39 +1,27 @@
-//! From the hub into its cache, through the crate `hf-hub`.
-//!
-//! What `hf-hub` (0.5) gives: addresses, redirects, a `.part` file beside each blob that is locked,
-//! resumed by range and renamed when the body has ended. What it does not: it does not compare the
-//! length with the announced one (a server that ignores ranges makes a resumed file too long), it
-//! does not `fsync`, it names files and branches in the cache one by one as they come, so that a
-//! download that was cut short looks like a model, and it believes the server's names. Therefore:
+//! From the hub into its cache, in the layout that the hub's own tools share.
 //!
 //! Invariants
-//! - `hf-hub` writes into `models--owner--name/.incomplete`, a cache of its own; parts stay there
-//!   for the next run. A file moves into the cache by rename, at its announced length, after
-//!   `fsync`; it is never written there.
+//! - A transfer writes into `models--owner--name/.incomplete`; what came stays there for the next
+//!   run, which goes on behind it. A file moves into the cache by rename, at its announced length
+//!   and, where its ETag is one, with the right SHA-256, after `fsync`; it is never written there.
 //! - A snapshot gets its entries when every file that was asked for is there, and the branch is
 //!   named last.
 //! - A file is fetched only by a name that is known here or that the index of the weights gives;
 //!   commit and ETag are checked before they become names in the cache.
 //! - One download of a repository at a time, by a lock in the cache's `.locks`.
-//!
-//! Deviations: the hashes of files are not computed (TLS and the length stand for them), and a
-//! transfer that stalls without an end waits, because `hf-hub` knows no time limit; it may be
-//! interrupted at any time.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::api::{Progress, RepoInfo};
-use hf_hub::{Cache, Repo, RepoType};
 use secateur::ModelSource;
 use secateur_core::weights::shard_names;
+use sha2::{Digest, Sha256};
 
-use super::fault::Asked;
+use super::fault::{Asked, Trouble};
+use super::remote::{Announced, Listing, Remote};
 use super::{Needs, is_cached, is_plain};
 use crate::lock::Lock;
 use crate::output::{Console, Transfer};
@@ -63,10 +51,6 @@ const SMALL: [&str; 10] = [
 
 /// How often a transfer that broke off goes on by itself.
 const RETRIES: usize = 3;
-/// For the list of files; a transfer has no limit.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Repositories of many thousand files have lists of some megabytes.
-const MOST_LIST_BYTES: u64 = 64 << 20;
 
 /// Downloads what of a repository is needed and missing.
 ///
@@ -86,23 +70,13 @@ pub(super) fn download(
     let asked = Asked {
         id: id.to_owned(),
         revision: revision.to_owned(),
-        endpoint: endpoint.clone(),
+        endpoint,
         has_token: token.is_some(),
     };
-    let name = Repo::model(id.to_owned()).folder_name();
+    let name = format!("models--{}", id.replace('/', "--"));
     let folder = cache.join(&name);
-    let staging = Cache::new(folder.join(".incomplete"));
-    let api = ApiBuilder::from_cache(staging.clone())
-        .with_endpoint(endpoint)
-        .with_token(token)
-        .with_progress(false)
-        .with_retries(RETRIES)
-        .with_user_agent("secateur", env!("CARGO_PKG_VERSION"))
-        .build()
-        .map_err(|e| asked.fault(None, e))?;
-    let repo =
-        |revision: &str| Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned());
-    let info = info(&api.repo(repo(revision)), &asked)?;
+    let remote = Remote::new(asked.clone(), token);
+    let Listing { commit, files } = remote.list()?;
 
     let locks = cache.join(".locks").join(&name);
     make_folder(&locks)?;
@@ -111,18 +85,16 @@ pub(super) fn download(
     if is_cached(source, needs) {
         return Ok(());
     }
-    let what = format!("downloading {id} ({}) to {}", info.sha, folder.display());
+    let what = format!("downloading {id} ({commit}) to {}", folder.display());
     let mut download = Download {
-        remote: api.repo(repo(&info.sha)),
-        repo: repo(&info.sha),
-        listed: info.siblings.into_iter().map(|s| s.rfilename).collect(),
+        remote,
+        asked,
+        listed: files,
         transfer: Transfer::start(console, &what),
         entries: Vec::new(),
-        api,
-        asked,
-        staging,
+        staging: folder.join(".incomplete"),
         folder,
-        commit: info.sha,
+        commit,
     };
     download.small()?;
     if needs == Needs::Weights {
@@ -131,31 +103,14 @@ pub(super) fn download(
     download.publish(revision)
 }
 
-/// The files of a repository and the commit that a revision stands for.
-fn info(remote: &ApiRepo, asked: &Asked) -> Result<RepoInfo> {
-    let answer = remote.info_request().config().timeout_global(Some(LIST_TIMEOUT)).build().call();
-    let body = answer
-        .and_then(|mut answer| answer.body_mut().with_config().limit(MOST_LIST_BYTES).read_to_vec())
-        .map_err(|e| asked.wrong(&asked.request(&e)))?;
-    let info: RepoInfo = serde_json::from_slice(&body).map_err(|e| {
-        asked.wrong(&format!("{} does not answer like the hub: {e}", asked.endpoint))
-    })?;
-    if !is_plain(&info.sha) {
-        return Err(asked.wrong(&format!("the hub names a commit `{}`", info.sha)));
-    }
-    Ok(info)
-}
-
 /// A download in progress.
 struct Download<'a> {
-    api: Api,
-    remote: ApiRepo,
-    /// The repository at the commit.
-    repo: Repo,
+    remote: Remote,
     asked: Asked,
     /// What the hub has at this commit.
     listed: BTreeSet<String>,
-    staging: Cache,
+    /// Where parts of files lie.
+    staging: PathBuf,
     /// The repository's folder in the cache.
     folder: PathBuf,
     commit: String,
@@ -168,9 +123,7 @@ struct Download<'a> {
 struct Wanted {
     name: String,
     bytes: u64,
-    /// As `hf-hub` spells it in the names of its files.
     etag: String,
-    blob: PathBuf,
 }
 
 impl Download<'_> {
@@ -213,19 +166,10 @@ impl Download<'_> {
     fn files(&mut self, names: Vec<String>) -> Result<()> {
         let mut wanted = Vec::new();
         for name in names {
-            let meta = self
-                .api
-                .metadata(&self.remote.url(&name))
-                .map_err(|e| self.asked.fault(Some(&name), e))?;
-            let etag = meta.etag().trim_start_matches("W/").to_owned();
-            if !is_plain(&etag) {
-                return Err(self.asked.wrong(&format!("{name}: the hub's ETag is `{etag}`")));
-            }
-            let (blob, bytes) = (self.blob(&etag), meta.size() as u64);
+            let Announced { bytes, etag } = self.remote.announced(&self.commit, &name)?;
             // Another revision may have brought the same content.
-            if !fs::metadata(&blob).is_ok_and(|m| m.len() == bytes) {
-                let etag = meta.etag().to_owned();
-                wanted.push(Wanted { name: name.clone(), bytes, etag, blob });
+            if !fs::metadata(self.blob(&etag)).is_ok_and(|m| m.len() == bytes) {
+                wanted.push(Wanted { name: name.clone(), bytes, etag: etag.clone() });
             }
             self.entries.push((name, etag));
         }
@@ -234,34 +178,68 @@ impl Download<'_> {
     }
 
     fn file(&self, wanted: &Wanted) -> Result<()> {
-        let Wanted { name, bytes, etag, blob } = wanted;
+        let Wanted { name, bytes, etag } = wanted;
         self.transfer.name(name);
-        let staged = self.staging.repo(self.repo.clone());
-        // A part that is whole, or longer, could only be refused at every further try.
-        let part = staged.blob_path(etag).with_extension("part");
-        if fs::metadata(&part).is_ok_and(|m| m.len() >= *bytes) {
-            fs::remove_file(&part).with_context(|| cannot_write(&part))?;
-        }
-        // An entry whose blob has moved on stands in the way of a new one.
-        let entry = staged.pointer_path(&self.commit).join(name);
-        remove_if_there(&entry).with_context(|| cannot_write(&entry))?;
-        let entry = self
-            .remote
-            .download_with_progress(name, Came(&self.transfer))
-            .map_err(|e: ApiError| self.asked.fault(Some(name), e))?;
-        let file = fs::canonicalize(&entry).with_context(|| cannot_write(&entry))?;
-        let found = fs::metadata(&file).with_context(|| cannot_write(&file))?.len();
-        if found != *bytes {
-            fs::remove_file(&file).with_context(|| cannot_write(&file))?;
-            return Err(self.asked.wrong(&format!(
-                "{name}: the hub announced {bytes} bytes, {found} came; run it again"
-            )));
+        make_folder(&self.staging)?;
+        let path = self.staging.join(format!("{etag}.part"));
+        let mut part = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(|| cannot_write(&path))?;
+        self.bring(wanted, &mut part).map_err(|t| self.asked.fault(Some(name), &t))?;
+        let found = part.metadata().with_context(|| cannot_write(&path))?.len();
+        let wrong = if found != *bytes {
+            Some(format!("the hub announced {bytes} bytes, {found} came"))
+        } else if is_sha256(etag)
+            && sha256(&mut part).with_context(|| cannot_write(&path))? != *etag
+        {
+            Some("what came has another SHA-256 than the hub says".to_owned())
+        } else {
+            None
+        };
+        if let Some(wrong) = wrong {
+            fs::remove_file(&path).with_context(|| cannot_write(&path))?;
+            return Err(self.asked.wrong(&format!("{name}: {wrong}; run it again")));
         }
         make_folder(&self.folder.join("blobs"))?;
-        File::open(&file)
-            .and_then(|open| open.sync_all())
-            .and_then(|()| fs::rename(&file, blob))
-            .with_context(|| cannot_write(blob))
+        let blob = self.blob(etag);
+        part.sync_all().and_then(|()| fs::rename(&path, &blob)).with_context(|| cannot_write(&blob))
+    }
+
+    /// Writes what is missing of a file behind what is there, and goes on if a transfer breaks off.
+    fn bring(&self, wanted: &Wanted, part: &mut File) -> Result<(), Trouble> {
+        let mut tries = 0;
+        loop {
+            let mut have = part.metadata().map_err(Trouble::Disk)?.len();
+            // A part that is longer than the file is none of it.
+            if have > wanted.bytes {
+                part.set_len(0).map_err(Trouble::Disk)?;
+                have = 0;
+            }
+            if have == wanted.bytes {
+                return Ok(());
+            }
+            let came = self.remote.transfer(&self.commit, &wanted.name, have, &mut |at, bytes| {
+                if at == 0 {
+                    part.set_len(0).map_err(Trouble::Disk)?;
+                }
+                // A server that sends more than it announced fills no disk.
+                if at + bytes.len() as u64 > wanted.bytes {
+                    return Err(Trouble::Answer("more bytes came than were announced".to_owned()));
+                }
+                part.seek(SeekFrom::Start(at)).map_err(Trouble::Disk)?;
+                part.write_all(bytes).map_err(Trouble::Disk)?;
+                self.transfer.advance(bytes.len() as u64);
+                Ok(())
+            });
+            match came {
+                Err(trouble) if trouble.may_pass() && tries < RETRIES => tries += 1,
+                ended => return ended,
+            }
+        }
     }
 
     /// Makes the entries of the snapshot, then the branch.
@@ -277,10 +255,9 @@ impl Download<'_> {
             make_folder(branch.parent().unwrap_or(&self.folder))?;
             replace_one(&branch, self.commit.as_bytes()).with_context(|| cannot_write(&branch))?;
         }
-        let staging = self.staging.path();
-        match fs::remove_dir_all(staging) {
+        match fs::remove_dir_all(&self.staging) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("cannot remove {}", staging.display()))
+                Err(error).with_context(|| format!("cannot remove {}", self.staging.display()))
             }
             _ => Ok(()),
         }
@@ -326,17 +303,22 @@ fn cannot_write(path: &Path) -> String {
     format!("cannot write {}", path.display())
 }
 
-/// Tells the transfer's display what came.
-struct Came<'a>(&'a Transfer<'a>);
+/// Whether an ETag is the SHA-256 of its content, as it is of large files.
+fn is_sha256(etag: &str) -> bool {
+    etag.len() == 64 && etag.chars().all(|c| c.is_ascii_hexdigit())
+}
 
-impl Progress for Came<'_> {
-    fn init(&mut self, _: usize, _: &str) {}
-
-    fn update(&mut self, bytes: usize) {
-        self.0.advance(bytes as u64);
+/// SHA-256 of a whole file, in hexadecimal digits.
+fn sha256(file: &mut File) -> io::Result<String> {
+    file.seek(SeekFrom::Start(0))?;
+    let (mut hasher, mut part) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut part)? {
+            0 => break,
+            count => hasher.update(&part[..count]),
+        }
     }
-
-    fn finish(&mut self) {}
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A variable of the environment that says something.
@@ -349,7 +331,9 @@ fn variable(name: &str) -> Option<String> {
 fn token(cache: &Path) -> Option<String> {
     let stored = || {
         let is_own = variable("HF_HUB_CACHE").is_none();
-        if is_own { Cache::new(cache.to_path_buf()).token() } else { None }
+        let file = cache.parent().filter(|_| is_own)?.join("token");
+        let text = fs::read_to_string(file).ok()?;
+        Some(text.trim().to_owned()).filter(|t| !t.is_empty())
     };
     variable("HF_TOKEN").or_else(stored)
 }

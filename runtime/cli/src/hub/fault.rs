@@ -1,9 +1,40 @@
 //! What went wrong with the hub, in words that say whose turn it is.
 
 use std::io;
+use std::time::Duration;
 
 use anyhow::{Error, anyhow};
-use hf_hub::api::sync::ApiError;
+
+/// What can go wrong with a request or a transfer.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// No answer, or a status that is none.
+    Request(ureq::Error),
+    /// A body that broke off.
+    Body(io::Error),
+    /// A body that brought nothing for that long.
+    Stalled(Duration),
+    /// An answer that the hub does not give.
+    Answer(String),
+    /// The disk.
+    Disk(io::Error),
+}
+
+impl Trouble {
+    /// Whether the same may go well a moment later.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Trouble::Body(_) | Trouble::Stalled(_) => true,
+            Trouble::Request(error) => match error {
+                ureq::Error::StatusCode(code) => *code >= 500,
+                ureq::Error::Io(error) => !is_full(error),
+                ureq::Error::Timeout(_) | ureq::Error::ConnectionFailed => true,
+                _ => false,
+            },
+            Trouble::Answer(_) | Trouble::Disk(_) => false,
+        }
+    }
+}
 
 /// What was asked of whom.
 #[derive(Clone, Debug)]
@@ -24,17 +55,18 @@ impl Asked {
         anyhow!("{}@{}: {reason}", self.id, self.revision)
     }
 
-    /// An error of `hf-hub`; `file` is what was being fetched, if it was a file.
-    pub(super) fn fault(&self, file: Option<&str>, error: ApiError) -> Error {
-        let reason = match error {
-            ApiError::TooManyRetries(last) => return self.fault(file, *last),
-            ApiError::RequestError(error) => self.request(&error),
-            ApiError::IoError(error) => self.io(&error),
-            ApiError::LockAcquisition(path) => {
-                format!("another process is downloading it: it holds {}", path.display())
+    /// An error of a request; `file` is what was being fetched, if it was a file.
+    pub(super) fn fault(&self, file: Option<&str>, trouble: &Trouble) -> Error {
+        let reason = match trouble {
+            Trouble::Request(error) => self.request(error),
+            Trouble::Body(error) | Trouble::Disk(error) => self.io(error),
+            Trouble::Stalled(time) => {
+                self.unreachable(&format!("nothing came for {} s", time.as_secs()))
             }
-            // A header that the hub always sends: a proxy or another server answered.
-            other => format!("{} does not answer like the hub: {other}", self.endpoint),
+            // A proxy or another server answered.
+            Trouble::Answer(what) => {
+                format!("{} does not answer like the hub: {what}", self.endpoint)
+            }
         };
         match file {
             Some(file) => self.wrong(&format!("{file}: {reason}")),
@@ -43,7 +75,7 @@ impl Asked {
     }
 
     /// An error of a request.
-    pub(super) fn request(&self, error: &ureq::Error) -> String {
+    fn request(&self, error: &ureq::Error) -> String {
         match error {
             ureq::Error::StatusCode(code) => self.status(*code),
             ureq::Error::Io(error) if is_full(error) => self.io(error),
@@ -52,7 +84,7 @@ impl Asked {
     }
 
     /// The hub's answer, where it is none.
-    pub(super) fn status(&self, code: u16) -> String {
+    fn status(&self, code: u16) -> String {
         let Asked { id, revision, endpoint, .. } = self;
         match code {
             // The hub hides from strangers which names exist.
@@ -134,22 +166,24 @@ mod tests {
         Asked { id: "a/b".into(), revision: "main".into(), endpoint: "http://h".into(), has_token }
     }
 
-    fn said(error: ApiError) -> String {
-        asked(false).fault(Some("f"), error).to_string()
+    fn said(trouble: &Trouble) -> String {
+        asked(false).fault(Some("f"), trouble).to_string()
     }
 
     #[test]
     fn a_full_disk_and_a_lost_network_are_told_apart() {
-        let os = |code| ApiError::IoError(io::Error::from_raw_os_error(code));
+        let os = |code| Trouble::Disk(io::Error::from_raw_os_error(code));
         // ENOSPC, EACCES and ECONNRESET of Linux.
-        assert!(said(os(28)).starts_with("a/b@main: f: no space left in "));
-        assert!(said(os(13)).contains("cannot write to "));
-        assert!(said(os(104)).contains("cannot reach http://h: "));
+        assert!(said(&os(28)).starts_with("a/b@main: f: no space left in "));
+        assert!(said(&os(13)).contains("cannot write to "));
+        assert!(said(&os(104)).contains("cannot reach http://h: "));
         let body = io::Error::new(io::ErrorKind::UnexpectedEof, "peer disconnected");
-        assert!(said(ApiError::IoError(body)).contains("running it again goes on"));
+        assert!(said(&Trouble::Body(body)).contains("running it again goes on"));
         let wrapped = io::Error::other(ureq::Error::HostNotFound);
-        let last = ApiError::TooManyRetries(Box::new(ApiError::IoError(wrapped)));
-        assert!(said(last).contains("cannot reach http://h: "));
+        assert!(said(&Trouble::Body(wrapped)).contains("cannot reach http://h: "));
+        let stalled = Trouble::Stalled(Duration::from_secs(60));
+        assert!(stalled.may_pass() && said(&stalled).contains("nothing came for 60 s"));
+        assert!(!os(28).may_pass());
     }
 
     #[test]
@@ -162,8 +196,9 @@ mod tests {
             (503, "try again later"),
             (418, "418"),
         ] {
-            let error = ApiError::RequestError(Box::new(ureq::Error::StatusCode(code)));
-            assert!(said(error).contains(word), "{code}");
+            let trouble = Trouble::Request(ureq::Error::StatusCode(code));
+            assert_eq!(trouble.may_pass(), code == 503);
+            assert!(said(&trouble).contains(word), "{code}");
         }
         assert!(asked(true).status(401).contains("HF_TOKEN is not valid"));
     }

@@ -8,6 +8,8 @@
 mod download;
 #[cfg(feature = "hub")]
 mod fault;
+#[cfg(feature = "hub")]
+mod remote;
 
 use anyhow::{Result, anyhow};
 use secateur::ModelSource;
@@ -49,7 +51,7 @@ pub(crate) fn fetch(
     match forbidden {
         // Parts of it may be there; then the one that is missing is named by whoever opens it.
         Some(by) => source
-            .folder()
+            .path()
             .map(|_| ())
             .map_err(|e| anyhow!("{e}; it is not downloaded because of {by}")),
         None => download::download(&source, id, revision, needs, console),
@@ -66,7 +68,7 @@ pub(crate) fn fetch(model: Option<&str>, _: Needs, _: bool, _: &Console) -> Resu
     if !matches!(source, ModelSource::Hub { .. }) {
         return Ok(());
     }
-    source.folder().map(|_| ()).map_err(|e| {
+    source.path().map(|_| ()).map_err(|e| {
         anyhow!("{e}; a program built with `cargo build --release --features hub` downloads it")
     })
 }
@@ -75,7 +77,7 @@ pub(crate) fn fetch(model: Option<&str>, _: Needs, _: bool, _: &Console) -> Resu
 /// files there one by one.
 #[cfg(feature = "hub")]
 fn is_cached(source: &ModelSource, needs: Needs) -> bool {
-    let Ok(Some(folder)) = source.folder() else { return false };
+    let Ok(Some(folder)) = source.path() else { return false };
     let has = |name: &str| folder.join(name).is_file();
     let has_weights = || {
         let shards = secateur_core::weights::shard_names(&folder.join(download::INDEX));

@@ -76,6 +76,9 @@ pub struct Linear {
 pub(crate) enum PackedLinear {
     Reference(Arc<reference::DenseLinear>),
     Cpu(Arc<cpu::linear::PackedLinear>),
+    /// In the blocks of a file.
+    #[cfg(feature = "gguf")]
+    Blocks(Arc<cpu::linear::BlockLinear>),
 }
 
 /// Rows of an embedding table `[vocab, width]`, kept in the checkpoint's type.

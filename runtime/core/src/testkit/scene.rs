@@ -130,7 +130,9 @@ impl Scene {
         for (crop, grid) in out.crops.iter_mut().zip(&self.tokens.grids) {
             let patches = grid.rows as usize * grid.cols as usize;
             let matrix = match signal {
-                Signal::ClsAttention { .. } | Signal::ColumnMean { .. } => {
+                Signal::ClsAttention { .. }
+                | Signal::ColumnMean { .. }
+                | Signal::PoolingAttention => {
                     crop.vectors.insert(*signal, Array1::from(noise.vector(patches)));
                     continue;
                 }
@@ -205,7 +207,7 @@ pub(super) fn poison(signal: &Signal, signals: &mut Signals) -> bool {
     let nan = |slot: Option<&mut f32>| slot.map(|v| *v = f32::NAN).is_some();
     match *signal {
         Signal::Pixels => false,
-        Signal::ClsAttention { .. } | Signal::ColumnMean { .. } => {
+        Signal::ClsAttention { .. } | Signal::ColumnMean { .. } | Signal::PoolingAttention => {
             let crop = signals.crops.first_mut();
             nan(crop.and_then(|c| c.vectors.get_mut(signal)?.first_mut()))
         }

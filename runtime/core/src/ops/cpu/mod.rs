@@ -12,6 +12,8 @@
 //! Not here: the definitions (`reference`).
 
 mod attention;
+#[cfg(feature = "gguf")]
+pub(crate) mod blocks;
 mod detect;
 mod elementwise;
 pub(in crate::ops) mod linear;
@@ -47,6 +49,8 @@ pub struct CpuOps {
     isa: Isa,
     threads: Threads,
     scratch: ScratchPool,
+    #[cfg(feature = "gguf")]
+    group: linear::Group,
 }
 
 impl CpuOps {
@@ -63,7 +67,14 @@ impl CpuOps {
     pub fn with_isa(precision: Precision, threads: Option<usize>, isa: Isa) -> Self {
         assert!(isa.is_available(), "this CPU has no {}", isa.name());
         let threads = Threads::new(threads.unwrap_or_else(detect::cores));
-        Self { precision, isa, threads, scratch: ScratchPool::default() }
+        Self {
+            precision,
+            isa,
+            threads,
+            scratch: ScratchPool::default(),
+            #[cfg(feature = "gguf")]
+            group: linear::Group::default(),
+        }
     }
 
     /// What most operations run with.
@@ -72,13 +83,39 @@ impl CpuOps {
     }
 
     fn multiply(&self, w: &Linear, x: &Tensor, act: Activation, width: usize, out: &mut Tensor) {
-        let PackedLinear::Cpu(packed) = &w.packed else {
-            panic!("this layer was packed by another operation set");
-        };
         assert_eq!(x.cols(), w.inputs, "linear: width of the input");
         out.resize(x.rows(), width);
         let (x, out) = (x.host(), out.host_mut());
-        linear::run(&self.threads, self.isa, &self.scratch, packed, x, act, out);
+        match &w.packed {
+            PackedLinear::Cpu(packed) => {
+                linear::run(&self.threads, self.isa, &self.scratch, packed, x, act, out);
+            }
+            #[cfg(feature = "gguf")]
+            PackedLinear::Blocks(packed) => {
+                let memory = (&self.scratch, &self.group);
+                packed.run(&self.threads, self.isa, memory, x, act, out);
+            }
+            PackedLinear::Reference(_) => panic!("this layer was packed by another operation set"),
+        }
+    }
+
+    fn pack(
+        &self,
+        weights: &[&WeightView],
+        biases: &[Option<&WeightView>],
+        gated: bool,
+    ) -> Result<Linear, RunError> {
+        #[cfg(feature = "gguf")]
+        if self.precision == Precision::Bf16
+            && let Some(blocks) = linear::BlockLinear::new(weights, biases, gated)?
+        {
+            let (inputs, outputs) = blocks.shape();
+            return Ok(Linear { inputs, outputs, packed: PackedLinear::Blocks(Arc::new(blocks)) });
+        }
+        let packed = linear::pack(self.precision, &self.threads, weights, biases, gated)?;
+        weights.iter().for_each(|w| w.release());
+        let (inputs, outputs) = packed.shape();
+        Ok(Linear { inputs, outputs, packed: PackedLinear::Cpu(Arc::new(packed)) })
     }
 
     fn attention_context(&self, params: AttentionParams) -> attention::Context<'_> {
@@ -123,10 +160,7 @@ impl Ops for CpuOps {
         weights: &[&WeightView],
         biases: &[Option<&WeightView>],
     ) -> Result<Linear, RunError> {
-        let packed = linear::pack(self.precision, &self.threads, weights, biases, false)?;
-        weights.iter().for_each(|w| w.release());
-        let (inputs, outputs) = packed.shape();
-        Ok(Linear { inputs, outputs, packed: PackedLinear::Cpu(Arc::new(packed)) })
+        self.pack(weights, biases, false)
     }
 
     fn pack_gated(
@@ -136,10 +170,7 @@ impl Ops for CpuOps {
         biases: [Option<&WeightView>; 2],
     ) -> Result<Linear, RunError> {
         super::reference::check_gated(gate, up)?;
-        let packed = linear::pack(self.precision, &self.threads, &[gate, up], &biases, true)?;
-        [gate, up].iter().for_each(|w| w.release());
-        let (inputs, outputs) = packed.shape();
-        Ok(Linear { inputs, outputs, packed: PackedLinear::Cpu(Arc::new(packed)) })
+        self.pack(&[gate, up], &biases, true)
     }
 
     fn linear(&self, w: &Linear, x: &Tensor, act: Activation, out: &mut Tensor) {

@@ -19,6 +19,8 @@ pub(super) struct Finish<'a> {
     pub(super) bias: &'a [f32],
     /// Panels alternate between gate and up.
     pub(super) gated: bool,
+    /// Panels of the layer in front of those that the kernel counts from 0; even.
+    pub(super) first_panel: usize,
     /// Columns of the output.
     pub(super) width: usize,
     /// Rows of the output.
@@ -28,7 +30,7 @@ pub(super) struct Finish<'a> {
 }
 
 impl Finish<'_> {
-    /// Stores rows `first ..` of the panels `panel` and, if it exists, `panel + 1`.
+    /// Stores rows `first ..` of the kernel's panels `panel` and, if it exists, `panel + 1`.
     ///
     /// `tile: [count, BLOCK]` holds the sums.
     ///
@@ -44,6 +46,7 @@ impl Finish<'_> {
         panel: usize,
     ) {
         assert!(first + count <= self.rows && tile.len() >= count * BLOCK, "rows of the block");
+        let panel = self.first_panel + panel;
         if self.gated {
             let column = panel / 2 * PANEL;
             let valid = PANEL.min(self.width - column);

@@ -15,12 +15,18 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(feature = "gguf")]
+mod blocks;
 #[cfg(target_arch = "x86_64")]
 mod dot;
 mod finish;
 mod pack;
 mod vector;
 
+#[cfg(feature = "gguf")]
+pub(crate) use blocks::BlockLinear;
+#[cfg(feature = "gguf")]
+pub(super) use blocks::Group;
 pub(crate) use pack::PackedLinear;
 pub(super) use pack::pack;
 
@@ -53,10 +59,23 @@ pub(super) fn run(
     if out.is_empty() {
         return;
     }
-    let finish = Finish { act, bias: &w.bias, gated: w.gated, width, rows, out: Shared::new(out) };
+    let (gated, out) = (w.gated, Shared::new(out));
+    let finish = Finish { act, bias: &w.bias, gated, first_panel: 0, width, rows, out };
+    panels(threads, isa, scratch, w, x, &finish);
+}
+
+/// All panels of a layer, or of a part of one.
+fn panels(
+    threads: &Threads,
+    isa: Isa,
+    scratch: &ScratchPool,
+    w: &PackedLinear,
+    x: &[f32],
+    finish: &Finish<'_>,
+) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Amx if w.is_bf16 => amx::run(threads, isa, scratch, w, x, &finish),
-        _ => vector::run(threads, isa, scratch, w, x, &finish),
+        Isa::Amx if w.is_bf16 => amx::run(threads, isa, scratch, w, x, finish),
+        _ => vector::run(threads, isa, scratch, w, x, finish),
     }
 }

@@ -13,7 +13,7 @@ use crate::ops::cpu::memory::{Memory, Shared};
 use crate::ops::cpu::threads::Threads;
 use crate::ops::reference::{check_matrices, join_biases};
 use crate::tensor::DType;
-use crate::weights::WeightView;
+use crate::weights::{Format, WeightView};
 
 /// A linear layer packed for the CPU's kernels.
 #[derive(Debug)]
@@ -68,37 +68,20 @@ pub(crate) fn pack(
         let shape = format!("`{}` has shape {:?}", weights[0].name(), weights[0].shape());
         return Err(RunError::Shape(format!("{shape}: a linear layer needs inputs and outputs")));
     }
-    let is_bf16 = precision == Precision::Bf16;
-    let depth = if is_bf16 { inputs.next_multiple_of(32) } else { inputs };
     let sources = sources(weights, gated);
-    let panels = sources.len();
     let mut packed = PackedLinear {
         inputs,
-        depth,
+        depth: 0,
         outputs,
-        panels,
+        panels: 0,
         gated,
-        is_bf16,
-        bias: Vec::new(),
+        is_bf16: precision == Precision::Bf16,
+        bias: panel_bias(weights, biases, &sources),
         memory: Memory::zeroed(0),
     };
-    let words = packed.panel_words();
-    packed.memory = Memory::zeroed(panels * words * 4);
-    let joined = join_biases(weights, biases);
-    if !joined.is_empty() {
-        packed.bias = vec![0.0; panels * PANEL];
-        for (slot, source) in packed.bias.chunks_exact_mut(PANEL).zip(&sources) {
-            for (b, row) in slot.iter_mut().zip(source) {
-                *b = joined[row.joined];
-            }
-        }
-    }
-    let target = Shared::new(&mut packed.memory.as_mut_slice::<u32>()[..panels * words]);
-    threads.each(panels, &|p| {
-        #[allow(unsafe_code, reason = "each task fills one panel")]
-        // SAFETY: task `p` alone writes panel `p`, and the memory outlives the call.
-        let panel = unsafe { target.range(p * words, words) };
-        for (c, row) in sources[p].iter().enumerate() {
+    let is_bf16 = packed.is_bf16;
+    packed.fill(threads, &sources, &|rows, panel| {
+        for (c, row) in rows.iter().enumerate() {
             let view = weights[row.matrix];
             if is_bf16 {
                 fill_pairs(view, row.index, inputs, &mut panel[c..]);
@@ -110,16 +93,76 @@ pub(crate) fn pack(
     Ok(packed)
 }
 
+/// Biases in panel order, padded; empty if there is none.
+pub(super) fn panel_bias(
+    weights: &[&WeightView],
+    biases: &[Option<&WeightView>],
+    sources: &[Vec<Source>],
+) -> Vec<f32> {
+    let joined = join_biases(weights, biases);
+    if joined.is_empty() {
+        return Vec::new();
+    }
+    let mut bias = vec![0.0; sources.len() * PANEL];
+    for (slot, source) in bias.chunks_exact_mut(PANEL).zip(sources) {
+        for (b, row) in slot.iter_mut().zip(source) {
+            *b = joined[row.joined];
+        }
+    }
+    bias
+}
+
+impl PackedLinear {
+    /// A layer without panels yet, which [`PackedLinear::fill`] gives it: bf16, no bias.
+    #[cfg(feature = "gguf")]
+    pub(super) fn empty() -> Self {
+        Self {
+            inputs: 0,
+            depth: 0,
+            outputs: 0,
+            panels: 0,
+            gated: false,
+            is_bf16: true,
+            bias: Vec::new(),
+            memory: Memory::zeroed(0),
+        }
+    }
+
+    /// Makes these rows the panels, in memory that is kept if it is large enough; `write` puts the
+    /// rows of one panel in their places.
+    pub(super) fn fill(
+        &mut self,
+        threads: &Threads,
+        sources: &[Vec<Source>],
+        write: &(dyn Fn(&[Source], &mut [u32]) + Sync),
+    ) {
+        let panels = sources.len();
+        self.depth = if self.is_bf16 { self.inputs.next_multiple_of(32) } else { self.inputs };
+        self.panels = panels;
+        let words = self.panel_words();
+        if self.memory.as_slice::<u32>().len() < panels * words {
+            self.memory = Memory::zeroed(panels * words * 4);
+        }
+        let target = Shared::new(&mut self.memory.as_mut_slice::<u32>()[..panels * words]);
+        threads.each(panels, &|p| {
+            #[allow(unsafe_code, reason = "each task fills one panel")]
+            // SAFETY: task `p` alone writes panel `p`, and the memory outlives the call.
+            let panel = unsafe { target.range(p * words, words) };
+            write(&sources[p], panel);
+        });
+    }
+}
+
 /// One output of a layer: which row of which matrix, and its place among the joined rows.
-#[derive(Clone, Copy)]
-struct Source {
-    matrix: usize,
-    index: usize,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source {
+    pub(super) matrix: usize,
+    pub(super) index: usize,
     joined: usize,
 }
 
 /// The rows of each panel, in order; the last panel of a part may have fewer than 16.
-fn sources(weights: &[&WeightView], gated: bool) -> Vec<Vec<Source>> {
+pub(super) fn sources(weights: &[&WeightView], gated: bool) -> Vec<Vec<Source>> {
     let mut all = Vec::new();
     for (matrix, w) in weights.iter().enumerate() {
         for index in 0..w.shape()[0] {
@@ -148,8 +191,8 @@ fn fill_words(view: &WeightView, index: usize, inputs: usize, panel: &mut [u32])
 
 /// Writes row `index` as pairs of bf16, one word every 16.
 fn fill_pairs(view: &WeightView, index: usize, inputs: usize, panel: &mut [u32]) {
-    if view.dtype() == DType::Bf16 && inputs.is_multiple_of(2) {
-        let bytes = &view.bytes()[index * inputs * 2..][..inputs * 2];
+    if view.format() == Format::Plain(DType::Bf16) && inputs.is_multiple_of(2) {
+        let bytes = view.row_bytes(index);
         for (word, pair) in panel.iter_mut().step_by(PANEL).zip(bytes.as_chunks::<4>().0) {
             *word = u32::from_le_bytes(*pair);
         }

@@ -1,4 +1,4 @@
-//! Checkpoints: safetensors files, memory-mapped, under canonical names.
+//! Checkpoints: tensors of memory-mapped files, under canonical names.
 //!
 //! Invariants
 //! - Nothing is copied here: a [`WeightView`] is a name, a shape and a range of a mapped file.
@@ -8,179 +8,21 @@
 //!
 //! Not here: packing for a kernel (`ops`), downloads (the command).
 
+mod blocks;
+mod view;
+
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 
+pub use blocks::BlockFormat;
+pub use view::{Format, WeightFile, WeightView};
+
 use crate::error::WeightsError;
 use crate::tensor::DType;
-
-/// Bytes that live as long as any view of them.
-#[derive(Clone)]
-enum Bytes {
-    Mapped(Arc<memmap2::Mmap>),
-    Static(&'static [u8]),
-    Owned(Arc<[u8]>),
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Static(bytes) => bytes,
-            Bytes::Owned(bytes) => bytes,
-        }
-    }
-}
-
-/// One tensor of a checkpoint.
-#[derive(Clone)]
-pub struct WeightView {
-    name: Arc<str>,
-    file: Arc<str>,
-    dtype: DType,
-    shape: Vec<usize>,
-    bytes: Bytes,
-    start: usize,
-}
-
-impl WeightView {
-    /// A view of values in memory, row-major; `shape` must have `data.len()` elements.
-    ///
-    /// # Panics
-    /// If the shape has another number of elements.
-    pub fn from_f32(name: &str, shape: &[usize], data: &[f32]) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), data.len(), "shape and data agree");
-        Self {
-            name: name.into(),
-            file: "memory".into(),
-            dtype: DType::F32,
-            shape: shape.to_vec(),
-            bytes: Bytes::Owned(bytemuck::cast_slice(data).into()),
-            start: 0,
-        }
-    }
-
-    /// Name in the file.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// File it stands in.
-    pub fn file(&self) -> &str {
-        &self.file
-    }
-
-    /// Storage type.
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Dimensions, outermost first.
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether a dimension is zero.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The same elements under another shape.
-    ///
-    /// # Panics
-    /// If the number of elements differs.
-    #[must_use]
-    pub fn reshaped(&self, shape: &[usize]) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), self.len(), "reshape keeps the elements");
-        Self { shape: shape.to_vec(), ..self.clone() }
-    }
-
-    /// Rows `first .. first + count` of a tensor with at least one dimension.
-    ///
-    /// # Panics
-    /// If there are fewer rows.
-    #[must_use]
-    pub fn rows(&self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.shape[0], "row range inside the tensor");
-        let stride = self.shape[1..].iter().product::<usize>() * self.dtype.size();
-        let mut shape = self.shape.clone();
-        shape[0] = count;
-        Self { shape, start: self.start + first * stride, ..self.clone() }
-    }
-
-    /// Tells the system that these bytes will not be read soon: a mapped file's pages leave the
-    /// resident size once they are packed elsewhere. They can still be read, from the file.
-    #[allow(unsafe_code, reason = "advice about mapped pages")]
-    pub fn release(&self) {
-        #[cfg(target_os = "linux")]
-        if let Bytes::Mapped(map) = &self.bytes {
-            let len = self.len() * self.dtype.size();
-            // SAFETY: the mapping is private, read-only and backed by the file, so dropped pages
-            // read back as they were.
-            let advised = unsafe {
-                map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, self.start, len)
-            };
-            // Advice that is not taken costs memory and nothing else.
-            if let Err(error) = advised {
-                tracing::debug!(tensor = %self.name, %error, "pages were not released");
-            }
-        }
-    }
-
-    /// The raw little-endian bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes.as_slice()[self.start..self.start + self.len() * self.dtype.size()]
-    }
-
-    /// All elements as f32.
-    pub fn to_f32(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.len()];
-        self.read_f32(0, &mut out);
-        out
-    }
-
-    /// Elements `first .. first + out.len()`, row-major, as f32.
-    ///
-    /// # Panics
-    /// If the range is longer than the tensor.
-    pub fn read_f32(&self, first: usize, out: &mut [f32]) {
-        let size = self.dtype.size();
-        let bytes = &self.bytes()[first * size..(first + out.len()) * size];
-        match self.dtype {
-            DType::F32 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *o = f32::from_le_bytes(*b);
-                }
-            }
-            DType::Bf16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = bf16::from_le_bytes(*b).to_f32();
-                }
-            }
-            DType::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *o = f16::from_le_bytes(*b).to_f32();
-                }
-            }
-        }
-    }
-}
-
-impl std::fmt::Debug for WeightView {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {:?} {}", self.name, self.shape, self.dtype)
-    }
-}
 
 #[derive(Clone)]
 enum Source {
@@ -209,10 +51,10 @@ impl Weights {
         let index = dir.join("model.safetensors.index.json");
         let mut tensors = BTreeMap::new();
         if single.is_file() {
-            load_file(&single, &mut tensors)?;
+            load_file(&WeightFile::map(&single)?, &mut tensors)?;
         } else if index.is_file() {
             for shard in shard_names(&index)? {
-                load_file(&dir.join(shard), &mut tensors)?;
+                load_file(&WeightFile::map(&dir.join(shard))?, &mut tensors)?;
             }
         } else {
             return Err(WeightsError::Io {
@@ -232,8 +74,13 @@ impl Weights {
     /// If the bytes are not a valid file.
     pub fn from_static(label: &str, bytes: &'static [u8]) -> Result<Self, WeightsError> {
         let mut tensors = BTreeMap::new();
-        load_bytes(label, &Bytes::Static(bytes), &mut tensors)?;
+        load_file(&WeightFile::embedded(label, bytes), &mut tensors)?;
         Ok(Self { label: label.into(), source: Source::Files(tensors) })
+    }
+
+    /// Tensors that were found otherwise, under the names that a checkpoint would give them.
+    pub fn from_views(label: &str, views: impl IntoIterator<Item = (String, WeightView)>) -> Self {
+        Self { label: label.into(), source: Source::Files(views.into_iter().collect()) }
     }
 
     /// Weights of any name and shape, drawn from `seed` (normal-like, standard deviation 0.02;
@@ -294,12 +141,12 @@ impl Weights {
             name: name.to_owned(),
             expected: format!("{shape:?}"),
         })?;
-        if view.shape != shape {
+        if view.shape() != shape {
             return Err(WeightsError::Shape {
-                file: view.file.to_string(),
-                name: view.name.to_string(),
+                file: view.file().to_owned(),
+                name: view.name().to_owned(),
                 expected: format!("{shape:?}"),
-                found: format!("{:?}", view.shape),
+                found: format!("{:?}", view.shape()),
             });
         }
         Ok(view.clone())
@@ -320,7 +167,7 @@ impl Weights {
     /// The shape of a tensor that is there.
     pub fn shape_of(&self, name: &str) -> Option<&[usize]> {
         match &self.source {
-            Source::Files(tensors) => tensors.get(name).map(|v| v.shape.as_slice()),
+            Source::Files(tensors) => tensors.get(name).map(WeightView::shape),
             Source::Random { .. } => None,
         }
     }
@@ -361,26 +208,14 @@ pub fn shard_names(index: &Path) -> Result<Vec<String>, WeightsError> {
     Ok(shards.into_iter().collect())
 }
 
-#[allow(unsafe_code, reason = "mapping a file is the one thing here that needs it")]
-fn load_file(path: &Path, tensors: &mut BTreeMap<String, WeightView>) -> Result<(), WeightsError> {
-    let io = |source| WeightsError::Io { path: path.to_path_buf(), source };
-    let file = File::open(path).map_err(io)?;
-    // SAFETY: the map is read-only and private to this process. Another process that truncates
-    // the file while it is mapped could fault us; the same holds for every program that maps its
-    // weights, and checkpoints are replaced by rename, not in place.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-    load_bytes(&path.display().to_string(), &Bytes::Mapped(Arc::new(map)), tensors)
-}
-
-fn load_bytes(
-    label: &str,
-    bytes: &Bytes,
+fn load_file(
+    file: &WeightFile,
     tensors: &mut BTreeMap<String, WeightView>,
 ) -> Result<(), WeightsError> {
-    let all = bytes.as_slice();
-    let parsed = SafeTensors::deserialize(all)
-        .map_err(|e| WeightsError::Format { file: label.to_owned(), reason: e.to_string() })?;
-    let file: Arc<str> = label.into();
+    let wrong = |reason: String| WeightsError::Format { file: file.label().to_owned(), reason };
+    let all = file.bytes();
+    let parsed =
+        SafeTensors::deserialize(all).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
     for (name, tensor) in parsed.tensors() {
         let dtype = match tensor.dtype() {
             safetensors::Dtype::F32 => DType::F32,
@@ -392,26 +227,16 @@ fn load_bytes(
             }
             other => {
                 return Err(WeightsError::DType {
-                    file: label.to_owned(),
+                    file: file.label().to_owned(),
                     name,
                     found: format!("{other:?}"),
                 });
             }
         };
         let start = tensor.data().as_ptr() as usize - all.as_ptr() as usize;
-        let view = WeightView {
-            name: name.as_str().into(),
-            file: file.clone(),
-            dtype,
-            shape: tensor.shape().to_vec(),
-            bytes: bytes.clone(),
-            start,
-        };
+        let view = file.view(&name, Format::Plain(dtype), tensor.shape(), start)?;
         if tensors.insert(name.clone(), view).is_some() {
-            return Err(WeightsError::Format {
-                file: label.to_owned(),
-                reason: format!("tensor `{name}` stands in two shards"),
-            });
+            return Err(wrong(format!("tensor `{name}` stands in two shards")));
         }
     }
     Ok(())
@@ -440,12 +265,7 @@ fn random_view(seed: u64, dtype: DType, name: &str, shape: &[usize]) -> WeightVi
         DType::Bf16 => (0..len).flat_map(|_| bf16::from_f32(next()).to_le_bytes()).collect(),
         DType::F16 => (0..len).flat_map(|_| f16::from_f32(next()).to_le_bytes()).collect(),
     };
-    WeightView {
-        name: name.into(),
-        file: "random".into(),
-        dtype,
-        shape: shape.to_vec(),
-        bytes: Bytes::Owned(bytes.into()),
-        start: 0,
-    }
+    WeightFile::in_memory("random", bytes)
+        .view(name, Format::Plain(dtype), shape, 0)
+        .expect("as many bytes as the shape needs")
 }
