@@ -23,7 +23,7 @@ enum Fault {
     None,
     /// The first transfer of the weights ends in the middle.
     Cut,
-    /// Transfers of the weights end properly after half of what was announced.
+    /// Transfers of the weights end properly at half of what was announced.
     Short,
     /// The ETag leads out of the cache.
     Etag,
@@ -31,6 +31,12 @@ enum Fault {
     Hash,
     /// The storage host has no ranges: a transfer that goes on gets all of the file.
     NoRanges,
+    /// The hub sends on to the storage host without a word about the file.
+    Unlinked,
+    /// The storage host names another range than it was asked for.
+    Range,
+    /// The storage host refuses the first transfer, as where its address has run out.
+    Expired,
 }
 
 /// A request: its path, range and token.
@@ -146,6 +152,11 @@ fn answer(
 ) -> std::io::Result<()> {
     let empty = |to, head: &str| put(to, head, b"", 0);
     let path = asked.path.trim_start_matches('/');
+    // A repository that has another name now.
+    if path.contains("tests/moved/") {
+        let now = asked.path.replace("tests/moved/", "tests/gated/");
+        return empty(to, &format!("307 Temporary Redirect\r\nLocation: {now}"));
+    }
     let is_known = asked.token.as_deref() == Some("good");
     if let Some(rest) = path.strip_prefix("api/models/") {
         return match rest.split_once("/revision/") {
@@ -173,12 +184,15 @@ fn answer(
     // Large files lie elsewhere, as at the hub: on a host of another name.
     if name == WEIGHTS && path.contains("/resolve/") {
         let elsewhere = address.replace("127.0.0.1", "localhost");
-        let head = format!(
-            "302 Found\r\nLocation: http://{elsewhere}/cdn/{name}\r\nX-Linked-Etag: \"{etag}\"\r\n\
-             X-Linked-Size: {}\r\nX-Repo-Commit: {COMMIT}",
+        let head = format!("302 Found\r\nLocation: http://{elsewhere}/cdn/{name}");
+        let linked = format!(
+            "X-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\nX-Repo-Commit: {COMMIT}",
             content.len()
         );
-        return empty(to, &head);
+        return match fault {
+            Fault::Unlinked => empty(to, &head),
+            _ => empty(to, &format!("{head}\r\n{linked}")),
+        };
     }
     let (from, to_byte) = asked.range.unwrap_or((0, None));
     let to_byte = to_byte.map_or(content.len(), |last| last + 1);
@@ -197,9 +211,14 @@ fn answer(
         match fault {
             Fault::Cut if is_first => sent /= 2,
             Fault::Short => {
-                part = &part[..part.len() / 2];
+                part = &part[..(content.len() / 2).saturating_sub(from)];
                 sent = part.len();
             }
+            Fault::Range => {
+                let head = "206 Partial Content\r\nContent-Range: bytes 7-8/9";
+                return put(to, head, part, sent);
+            }
+            Fault::Expired if is_first => return empty(to, "403 Forbidden"),
             _ => {}
         }
     }
@@ -335,14 +354,48 @@ fn a_server_without_ranges_sends_the_file_anew() {
 }
 
 #[test]
+fn a_redirect_that_says_nothing_of_the_file_is_followed() {
+    let (folder, hub) = (support::pictures(1), Hub::start(Fault::Unlinked));
+    let (code, out, err) = hub.ask(folder.path(), "tests/tiny", &[]);
+    assert_eq!((code, out), (0, expected(folder.path())), "{err}");
+}
+
+#[test]
+fn a_repository_of_another_name_is_found_with_the_token() {
+    let (folder, hub) = (support::pictures(1), Hub::start(Fault::None));
+    let (code, out, err) = hub.ask(folder.path(), "tests/moved", &[("HF_TOKEN", "good")]);
+    assert_eq!((code, out), (0, expected(folder.path())), "{err}");
+    assert!(hub.seen().iter().all(|a| a.token.is_some() != a.path.starts_with("/cdn/")));
+}
+
+#[test]
+fn an_address_that_ran_out_is_asked_for_again() {
+    let (folder, hub) = (support::pictures(1), Hub::start(Fault::Expired));
+    let (code, out, err) = hub.ask(folder.path(), "tests/tiny", &[]);
+    assert_eq!((code, out), (0, expected(folder.path())), "{err}");
+}
+
+#[test]
+fn an_answer_that_is_not_the_hubs_is_refused() {
+    let (folder, hub) = (support::pictures(1), Hub::start(Fault::Range));
+    let (code, _, err) = hub.ask(folder.path(), "tests/tiny", &[]);
+    assert!(code == 1 && err.contains(WEIGHTS) && err.contains("another range"), "{err}");
+    assert!(!cached(folder.path(), "tiny").join("snapshots").exists());
+    let (code, _, err) = hub.ask(folder.path(), "tests/tiny", &[("HF_TOKEN", "a b")]);
+    assert!(code == 1 && err.contains("HF_TOKEN"), "{err}");
+    let (code, _, err) = hub.ask(folder.path(), "tests/tiny", &[("HF_ENDPOINT", "no address")]);
+    assert!(code == 1 && err.contains("HF_ENDPOINT"), "{err}");
+}
+
+#[test]
 fn content_of_another_hash_never_is_in_the_cache() {
     let (folder, hub) = (support::pictures(1), Hub::start(Fault::Hash));
     let (code, _, err) = hub.ask(folder.path(), "tests/tiny", &[]);
     assert!(code == 1 && err.contains(WEIGHTS) && err.contains("SHA-256"), "{err}");
     let cached = cached(folder.path(), "tiny");
-    assert!(
-        !cached.join("snapshots").exists() && !cached.join("blobs").join("0".repeat(64)).exists()
-    );
+    assert!(!cached.join("snapshots").exists() && !cached.join("refs").exists());
+    let names: Vec<_> = support::tree(&cached).into_keys().collect();
+    assert!(!names.iter().any(|n| n.to_string_lossy().contains(&"0".repeat(64))), "{names:?}");
 }
 
 #[test]
@@ -357,11 +410,12 @@ fn half_a_file_never_is_in_the_cache() {
     assert!(!cached.join("blobs/model-safetensors-of-the-hub").exists());
     let (code, _, err) = hub.ask(folder.path(), "tests/tiny", &[("HF_HUB_OFFLINE", "1")]);
     assert!(code == 1 && err.contains("not in the hub cache"), "{err}");
-    // The hub is well again; what came whole before does not come again.
+    // The hub is well again; what came before does not come again.
     let well = Hub::start(Fault::None);
     let (code, out, err) = well.ask(folder.path(), "tests/tiny", &[]);
     assert_eq!((code, out), (0, expected(folder.path())), "{err}");
-    assert_eq!(well.seen().iter().filter(|a| matches!(a.range, Some((_, None)))).count(), 2);
+    let starts: Vec<usize> = well.seen().iter().filter_map(|a| Some(a.range?.0)).collect();
+    assert_eq!(starts, [bytes as usize / 2; 2], "the hub's address and the storage host's");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use secateur::ModelSource;
@@ -21,7 +22,7 @@ use secateur_core::weights::shard_names;
 use sha2::{Digest, Sha256};
 
 use super::fault::{Asked, Trouble};
-use super::remote::{Announced, Listing, Remote};
+use super::remote::{Announced, Listing, Remote, STALL};
 use super::{Needs, is_cached, is_plain};
 use crate::lock::Lock;
 use crate::output::{Console, Transfer};
@@ -50,7 +51,9 @@ const SMALL: [&str; 10] = [
 ];
 
 /// How often a transfer that broke off goes on by itself.
-const RETRIES: usize = 3;
+const RETRIES: u32 = 3;
+/// Before the first time; twice as long before each further one.
+const PAUSE: Duration = Duration::from_millis(300);
 
 /// Downloads what of a repository is needed and missing.
 ///
@@ -75,7 +78,10 @@ pub(super) fn download(
     };
     let name = format!("models--{}", id.replace('/', "--"));
     let folder = cache.join(&name);
-    let remote = Remote::new(asked.clone(), token);
+    if token.as_ref().is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
+        return Err(asked.wrong("HF_TOKEN, or the stored token, has characters that no token has"));
+    }
+    let remote = Remote::new(asked.clone(), token, STALL);
     let Listing { commit, files } = remote.list()?;
 
     let locks = cache.join(".locks").join(&name);
@@ -173,12 +179,12 @@ impl Download<'_> {
             }
             self.entries.push((name, etag));
         }
-        self.transfer.expect(wanted.iter().map(|w| w.bytes).sum());
+        self.transfer.expect(wanted.iter().fold(0, |sum, w| sum.saturating_add(w.bytes)));
         wanted.iter().try_for_each(|file| self.file(file))
     }
 
     fn file(&self, wanted: &Wanted) -> Result<()> {
-        let Wanted { name, bytes, etag } = wanted;
+        let Wanted { name, etag, .. } = wanted;
         self.transfer.name(name);
         make_folder(&self.staging)?;
         let path = self.staging.join(format!("{etag}.part"));
@@ -190,19 +196,15 @@ impl Download<'_> {
             .open(&path)
             .with_context(|| cannot_write(&path))?;
         self.bring(wanted, &mut part).map_err(|t| self.asked.fault(Some(name), &t))?;
-        let found = part.metadata().with_context(|| cannot_write(&path))?.len();
-        let wrong = if found != *bytes {
-            Some(format!("the hub announced {bytes} bytes, {found} came"))
-        } else if is_sha256(etag)
-            && sha256(&mut part).with_context(|| cannot_write(&path))? != *etag
-        {
-            Some("what came has another SHA-256 than the hub says".to_owned())
-        } else {
-            None
-        };
-        if let Some(wrong) = wrong {
-            fs::remove_file(&path).with_context(|| cannot_write(&path))?;
-            return Err(self.asked.wrong(&format!("{name}: {wrong}; run it again")));
+        if is_sha256(etag) {
+            self.transfer.name(&format!("{name}: SHA-256"));
+            let found = sha256(&mut part).with_context(|| cannot_read(&path))?;
+            if !found.eq_ignore_ascii_case(etag) {
+                fs::remove_file(&path).with_context(|| cannot_write(&path))?;
+                return Err(self.asked.wrong(&format!(
+                    "{name}: SHA-256 {etag} expected, {found} found; run it again"
+                )));
+            }
         }
         make_folder(&self.folder.join("blobs"))?;
         let blob = self.blob(etag);
@@ -210,36 +212,49 @@ impl Download<'_> {
     }
 
     /// Writes what is missing of a file behind what is there, and goes on if a transfer breaks off.
+    /// Afterwards the part has the announced length.
     fn bring(&self, wanted: &Wanted, part: &mut File) -> Result<(), Trouble> {
+        let announced = wanted.bytes;
+        let mut have = part.metadata().map_err(Trouble::Disk)?.len();
+        // A part that is longer than the file is none of it.
+        if have > announced {
+            part.set_len(0).map_err(Trouble::Disk)?;
+            have = 0;
+        }
+        self.transfer.advance(have);
         let mut tries = 0;
-        loop {
-            let mut have = part.metadata().map_err(Trouble::Disk)?.len();
-            // A part that is longer than the file is none of it.
-            if have > wanted.bytes {
-                part.set_len(0).map_err(Trouble::Disk)?;
-                have = 0;
-            }
-            if have == wanted.bytes {
-                return Ok(());
-            }
-            let came = self.remote.transfer(&self.commit, &wanted.name, have, &mut |at, bytes| {
-                if at == 0 {
-                    part.set_len(0).map_err(Trouble::Disk)?;
+        while have < announced {
+            let from = have;
+            let came = self.remote.transfer(&self.commit, &wanted.name, from, &mut |at, bytes| {
+                // The server has no ranges.
+                if at < have {
+                    part.set_len(at).map_err(Trouble::Disk)?;
+                    self.transfer.retreat(have - at);
+                    have = at;
                 }
+                let count = bytes.len() as u64;
                 // A server that sends more than it announced fills no disk.
-                if at + bytes.len() as u64 > wanted.bytes {
+                if count > announced - have {
                     return Err(Trouble::Answer("more bytes came than were announced".to_owned()));
                 }
                 part.seek(SeekFrom::Start(at)).map_err(Trouble::Disk)?;
                 part.write_all(bytes).map_err(Trouble::Disk)?;
-                self.transfer.advance(bytes.len() as u64);
+                self.transfer.advance(count);
+                have += count;
                 Ok(())
             });
-            match came {
-                Err(trouble) if trouble.may_pass() && tries < RETRIES => tries += 1,
-                ended => return ended,
+            let trouble = match came {
+                Ok(()) if have == announced => return Ok(()),
+                Ok(()) => Trouble::Short { announced, came: have },
+                Err(trouble) => trouble,
+            };
+            if tries == RETRIES || !trouble.may_pass() {
+                return Err(trouble);
             }
+            std::thread::sleep(PAUSE * (1 << tries));
+            tries += 1;
         }
+        Ok(())
     }
 
     /// Makes the entries of the snapshot, then the branch.
@@ -297,6 +312,10 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).with_context(|| cannot_write(path))
+}
+
+fn cannot_read(path: &Path) -> String {
+    format!("cannot read {}", path.display())
 }
 
 fn cannot_write(path: &Path) -> String {

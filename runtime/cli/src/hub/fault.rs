@@ -14,6 +14,10 @@ pub(super) enum Trouble {
     Body(io::Error),
     /// A body that brought nothing for that long.
     Stalled(Duration),
+    /// A body that ended properly, and too early.
+    Short { announced: u64, came: u64 },
+    /// A status that is no answer, of a host that the hub sent us to.
+    Storage(u16),
     /// An answer that the hub does not give.
     Answer(String),
     /// The disk.
@@ -24,7 +28,11 @@ impl Trouble {
     /// Whether the same may go well a moment later.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            Trouble::Body(_) | Trouble::Stalled(_) => true,
+            // Addresses at a storage host run out; the next try gets another.
+            Trouble::Body(_)
+            | Trouble::Stalled(_)
+            | Trouble::Short { .. }
+            | Trouble::Storage(_) => true,
             Trouble::Request(error) => match error {
                 ureq::Error::StatusCode(code) => *code >= 500,
                 ureq::Error::Io(error) => !is_full(error),
@@ -63,10 +71,13 @@ impl Asked {
             Trouble::Stalled(time) => {
                 self.unreachable(&format!("nothing came for {} s", time.as_secs()))
             }
-            // A proxy or another server answered.
-            Trouble::Answer(what) => {
-                format!("{} does not answer like the hub: {what}", self.endpoint)
+            Trouble::Short { announced, came } => {
+                format!("the hub announced {announced} bytes, {came} came; run it again")
             }
+            Trouble::Storage(code) => {
+                format!("the host that the hub keeps it on answers {code}; try again later")
+            }
+            Trouble::Answer(what) => self.strange(what),
         };
         match file {
             Some(file) => self.wrong(&format!("{file}: {reason}")),
@@ -79,6 +90,12 @@ impl Asked {
         match error {
             ureq::Error::StatusCode(code) => self.status(*code),
             ureq::Error::Io(error) if is_full(error) => self.io(error),
+            ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
+                format!("HF_ENDPOINT is {}: an address http(s)://HOST is expected", self.endpoint)
+            }
+            ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
+                self.strange(&error.to_string())
+            }
             other => self.unreachable(&other.to_string()),
         }
     }
@@ -125,6 +142,11 @@ impl Asked {
             return self.unreachable(&error.to_string());
         }
         format!("cannot write to {}: {error}", secateur::hub_cache().display())
+    }
+
+    /// A proxy or another server answered.
+    fn strange(&self, what: &str) -> String {
+        format!("{} does not answer like the hub: {what}", self.endpoint)
     }
 
     fn unreachable(&self, why: &str) -> String {

@@ -8,31 +8,40 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use anyhow::Result;
 use serde::Deserialize;
-use ureq::http::{HeaderMap, Response, Uri, header};
-use ureq::{Agent, Body};
+use ureq::http::{Response, Uri, header};
+use ureq::{Agent, Body, Timeout};
 
 use super::fault::{Asked, Trouble};
 use super::is_plain;
 
 const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(60);
-/// How long a body may bring nothing.
-const STALL: Duration = Duration::from_secs(60);
+/// How long a connection may bring nothing.
+pub(super) const STALL: Duration = Duration::from_secs(60);
+/// For the whole of a list; a file has no such limit.
+const LIST: Duration = Duration::from_secs(60);
 const MOST_REDIRECTS: usize = 5;
 /// Repositories of many thousand files have lists of some megabytes.
 const MOST_LIST_BYTES: u64 = 64 << 20;
+/// Far above any file, and far below where sums overflow.
+const MOST_FILE_BYTES: u64 = 1 << 44;
+/// Hashes have 40 or 64 digits; names of files end at 255 bytes.
+const MOST_ETAG: usize = 128;
 const CHUNK: usize = 1 << 18;
+/// What the hub says of a file that lies on a storage host.
+const LINKED_ETAG: &str = "X-Linked-Etag";
+const LINKED_SIZE: &str = "X-Linked-Size";
 
 /// A repository at the hub.
 pub(super) struct Remote {
     agent: Agent,
     asked: Asked,
     token: Option<String>,
+    stall: Duration,
 }
 
 /// The files of a repository and the commit that a revision stands for.
@@ -59,17 +68,22 @@ enum Method {
 }
 
 impl Remote {
-    pub(super) fn new(asked: Asked, token: Option<String>) -> Self {
+    pub(super) fn new(asked: Asked, token: Option<String>, stall: Duration) -> Self {
         let agent = Agent::config_builder()
             .max_redirects(0)
             .max_redirects_will_error(false)
             .http_status_as_error(false)
+            .timeout_resolve(Some(CONNECT))
             .timeout_connect(Some(CONNECT))
+            .timeout_per_read(Some(stall))
+            .timeout_per_write(Some(stall))
             .timeout_recv_response(Some(ANSWER))
+            // Lengths and hashes are those of the file as it is.
+            .accept_encoding("identity")
             .user_agent(concat!("secateur/", env!("CARGO_PKG_VERSION")))
             .build()
             .new_agent();
-        Self { agent, asked, token }
+        Self { agent, asked, token, stall }
     }
 
     /// The files of the revision that was asked for.
@@ -91,10 +105,10 @@ impl Remote {
         let revision = revision.replace('/', "%2F");
         let url = format!("{endpoint}/api/models/{id}/revision/{revision}");
         let mut answer = self
-            .send(Method::Get, &url, None)
+            .follow(Method::Get, url, None)
             .map_err(|trouble| self.asked.fault(None, &trouble))?;
         let body = answer.body_mut().with_config().limit(MOST_LIST_BYTES).read_to_vec();
-        let body = body.map_err(|e| self.asked.fault(None, &Trouble::Request(e)))?;
+        let body = body.map_err(|e| self.asked.fault(None, &self.broken(e)))?;
         let info: Info = serde_json::from_slice(&body).map_err(|e| {
             self.asked.wrong(&format!("{endpoint} does not answer like the hub: {e}"))
         })?;
@@ -110,31 +124,27 @@ impl Remote {
     /// # Errors
     /// As [`Remote::list`].
     pub(super) fn announced(&self, commit: &str, name: &str) -> Result<Announced> {
-        let answer = self
-            .resolved(Method::Head, commit, name, None)
-            .map_err(|trouble| self.asked.fault(Some(name), &trouble))?;
-        let Answer { linked, last } = answer;
+        let refused = |trouble| self.asked.fault(Some(name), &trouble);
+        let url = self.address(commit, name);
+        let answer = self.follow(Method::Head, url, None).map_err(refused)?;
         // A redirect to a storage host says both; a small file's own answer says them itself.
-        let said = |key: &str, own: header::HeaderName| {
-            let text = |h: &HeaderMap| Some(h.get(key)?.to_str().ok()?.to_owned());
-            let own = || Some(last.headers().get(own)?.to_str().ok()?.to_owned());
-            linked.as_ref().and_then(text).or_else(|| text(last.headers())).or_else(own)
+        let said = |linked: &'static str, own: &'static str| {
+            let found = [linked, own].into_iter().find_map(|n| Some((n, answer.headers().get(n)?)));
+            found.ok_or_else(|| refused(Trouble::Answer(format!("neither {linked} nor {own}"))))
         };
-        let missing = |what: &str| {
-            let endpoint = &self.asked.endpoint;
-            self.asked.wrong(&format!(
-                "{name}: {endpoint} does not answer like the hub: no {what} of the file"
-            ))
+        let wrong = |header: &str, value| {
+            refused(Trouble::Answer(format!("the header {header} is {value:?}")))
         };
-        let etag = said("x-linked-etag", header::ETAG).ok_or_else(|| missing("ETag"))?;
-        let etag = etag.trim_start_matches("W/").replace('"', "");
-        if !is_plain(&etag) {
-            return Err(self.asked.wrong(&format!("{name}: the hub's ETag is `{etag}`")));
+        let (header, value) = said(LINKED_ETAG, "ETag")?;
+        let etag = value.to_str().unwrap_or_default();
+        let etag = etag.strip_prefix("W/").unwrap_or(etag).trim_matches('"').to_owned();
+        if !is_plain(&etag) || etag.len() > MOST_ETAG {
+            return Err(wrong(header, value));
         }
-        let bytes = said("x-linked-size", header::CONTENT_LENGTH)
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(|| missing("length"))?;
-        Ok(Announced { bytes, etag })
+        let (header, value) = said(LINKED_SIZE, "Content-Length")?;
+        let bytes = value.to_str().ok().and_then(|text| text.parse().ok());
+        let bytes = bytes.filter(|bytes| *bytes <= MOST_FILE_BYTES);
+        Ok(Announced { bytes: bytes.ok_or_else(|| wrong(header, value))?, etag })
     }
 
     /// Brings the bytes of a file from `from` on; `take` gets each part, and where it belongs: 0
@@ -149,7 +159,7 @@ impl Remote {
         from: u64,
         take: &mut TakeAt<'_>,
     ) -> Result<(), Trouble> {
-        let answer = self.resolved(Method::Get, commit, name, Some(from))?.last;
+        let answer = self.follow(Method::Get, self.address(commit, name), Some(from))?;
         let is_part = answer.status().as_u16() == 206;
         let start: Option<u64> = answer
             .headers()
@@ -163,42 +173,50 @@ impl Remote {
                 return Err(Trouble::Answer(said));
             }
         };
-        pump(answer.into_body().into_reader(), STALL, &mut |part| {
-            take(at, part)?;
-            at += part.len() as u64;
-            Ok(())
-        })
+        let (mut body, mut part) = (answer.into_body().into_reader(), vec![0; CHUNK]);
+        loop {
+            let count = match body.read(&mut part) {
+                Ok(0) => return Ok(()),
+                Ok(count) => count,
+                Err(error) => return Err(self.broken(error.into())),
+            };
+            take(at, &part[..count])?;
+            at += count as u64;
+        }
     }
 
-    /// The answer to a file's address, past the hub's own redirects, and past that to a storage
-    /// host if the body is wanted.
-    fn resolved(
+    /// What ended a body.
+    fn broken(&self, error: ureq::Error) -> Trouble {
+        match error {
+            ureq::Error::Timeout(Timeout::PerRead) => Trouble::Stalled(self.stall),
+            ureq::Error::Io(error) => Trouble::Body(error),
+            other => Trouble::Request(other),
+        }
+    }
+
+    fn address(&self, commit: &str, name: &str) -> String {
+        format!("{}/{}/resolve/{commit}/{name}", self.asked.endpoint, self.asked.id)
+    }
+
+    /// The answer at an address, past redirects; of a file's description the first redirect that
+    /// says all of it, because storage hosts have other names for it or refuse the question.
+    fn follow(
         &self,
         method: Method,
-        commit: &str,
-        name: &str,
+        mut url: String,
         from: Option<u64>,
-    ) -> Result<Answer, Trouble> {
-        let Asked { id, endpoint, .. } = &self.asked;
-        let mut url = format!("{endpoint}/{id}/resolve/{commit}/{name}");
-        let mut linked = None;
+    ) -> Result<Response<Body>, Trouble> {
         for _ in 0..=MOST_REDIRECTS {
-            let last = self.send(method, &url, from)?;
-            if !last.status().is_redirection() {
-                return Ok(Answer { linked, last });
+            let answer = self.send(method, &url, from)?;
+            let headers = answer.headers();
+            let describes = headers.contains_key(LINKED_ETAG) && headers.contains_key(LINKED_SIZE);
+            if !answer.status().is_redirection() || (method == Method::Head && describes) {
+                return Ok(answer);
             }
-            let location = last.headers().get(header::LOCATION).and_then(|v| v.to_str().ok());
-            let next = location
-                .and_then(|to| absolute(&url, to))
+            url = headers
+                .get(header::LOCATION)
+                .and_then(|to| absolute(&url, to.to_str().ok()?))
                 .ok_or_else(|| Trouble::Answer("a redirect without an address".to_owned()))?;
-            let is_elsewhere = !self.is_own(&next);
-            if is_elsewhere {
-                linked.get_or_insert_with(|| last.headers().clone());
-                if method == Method::Head {
-                    return Ok(Answer { linked, last });
-                }
-            }
-            url = next;
         }
         Err(Trouble::Answer(format!("more than {MOST_REDIRECTS} redirects")))
     }
@@ -214,16 +232,19 @@ impl Remote {
             Method::Head => self.agent.head(url),
             Method::Get => self.agent.get(url),
         };
-        if let Some(token) = self.token.as_ref().filter(|_| self.is_own(url)) {
+        let is_own = self.is_own(url);
+        if let Some(token) = self.token.as_ref().filter(|_| is_own) {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        if let Some(from) = from {
-            request = request.header(header::RANGE, format!("bytes={from}-"));
-        }
+        request = match from {
+            Some(from) => request.header(header::RANGE, format!("bytes={from}-")),
+            None => request.config().timeout_recv_body(Some(LIST)).build(),
+        };
         let answer = request.call().map_err(Trouble::Request)?;
         match answer.status() {
             status if status.is_success() || status.is_redirection() => Ok(answer),
-            status => Err(Trouble::Request(ureq::Error::StatusCode(status.as_u16()))),
+            status if is_own => Err(Trouble::Request(ureq::Error::StatusCode(status.as_u16()))),
+            status => Err(Trouble::Storage(status.as_u16())),
         }
     }
 
@@ -237,79 +258,53 @@ impl Remote {
     }
 }
 
-/// An answer, and the headers of the redirect that led to another host.
-struct Answer {
-    linked: Option<HeaderMap>,
-    last: Response<Body>,
-}
-
 /// Where a `Location` leads that stands in an answer of `url`.
 fn absolute(url: &str, location: &str) -> Option<String> {
-    if location.starts_with("https://") || location.starts_with("http://") {
-        return Some(location.to_owned());
-    }
-    let uri: Uri = url.parse().ok()?;
-    let host = format!("{}://{}", uri.scheme_str()?, uri.authority()?);
-    location.starts_with('/').then(|| format!("{host}{location}"))
-}
-
-/// Reads a body to its end; between two parts at most `stall` may pass. A thread of its own waits
-/// for the network, because a read that hangs cannot be called off.
-fn pump(
-    mut body: impl Read + Send + 'static,
-    stall: Duration,
-    take: &mut dyn FnMut(&[u8]) -> Result<(), Trouble>,
-) -> Result<(), Trouble> {
-    let (to, parts) = sync_channel(4);
-    std::thread::spawn(move || {
-        loop {
-            let mut part = vec![0; CHUNK];
-            let read = body.read(&mut part).map(|count| {
-                part.truncate(count);
-                part
-            });
-            let is_over = read.as_ref().map_or(true, Vec::is_empty);
-            // Nobody listens any more: the transfer was given up.
-            if to.send(read).is_err() || is_over {
-                return;
-            }
-        }
-    });
-    loop {
-        match parts.recv_timeout(stall) {
-            Ok(Ok(part)) if part.is_empty() => return Ok(()),
-            Ok(Ok(part)) => take(&part)?,
-            Ok(Err(error)) => return Err(Trouble::Body(error)),
-            Err(RecvTimeoutError::Timeout) => return Err(Trouble::Stalled(stall)),
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(Trouble::Answer("the transfer ended without an end".to_owned()));
-            }
-        }
-    }
+    let from: Uri = url.parse().ok()?;
+    let scheme = from.scheme_str()?;
+    let to = if location.starts_with("//") {
+        format!("{scheme}:{location}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{}{location}", from.authority()?)
+    } else {
+        location.to_owned()
+    };
+    let uri: Uri = to.parse().ok()?;
+    let is_web = matches!(uri.scheme_str(), Some("http" | "https"));
+    (is_web && uri.host().is_some_and(|host| !host.is_empty())).then_some(to)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::TcpListener;
+
     use super::*;
+
+    fn remote(endpoint: &str, stall: Duration) -> Remote {
+        let asked = Asked {
+            id: "a/b".into(),
+            revision: "main".into(),
+            endpoint: endpoint.into(),
+            has_token: true,
+        };
+        Remote::new(asked, Some("secret".into()), stall)
+    }
 
     #[test]
     fn a_location_is_read_from_where_it_stands() {
         let at = |location| absolute("https://hub.example/a/b", location);
         assert_eq!(at("/c?d=1").as_deref(), Some("https://hub.example/c?d=1"));
         assert_eq!(at("https://cdn.example/x").as_deref(), Some("https://cdn.example/x"));
+        assert_eq!(at("//cdn.example/x").as_deref(), Some("https://cdn.example/x"));
         assert_eq!(at("ftp://cdn.example/x"), None);
+        assert_eq!(at("https://"), None);
         assert_eq!(at(""), None);
     }
 
     #[test]
     fn only_the_hubs_own_host_is_its_own() {
-        let asked = Asked {
-            id: "a/b".into(),
-            revision: "main".into(),
-            endpoint: "https://hub.example".into(),
-            has_token: true,
-        };
-        let remote = Remote::new(asked, Some("secret".into()));
+        let remote = remote("https://hub.example", STALL);
         assert!(remote.is_own("https://hub.example/x") && remote.is_own("https://HUB.example/"));
         for other in [
             "http://hub.example/x",
@@ -323,29 +318,77 @@ mod tests {
         }
     }
 
-    /// Gives a part, then nothing for ever.
-    struct Hanging(bool);
-
-    impl Read for Hanging {
-        fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
-            if std::mem::replace(&mut self.0, true) {
-                loop {
-                    std::thread::park();
-                }
+    /// A server that answers the requests it gets with `answers`, one each, and then is silent: no
+    /// connection ends before the last.
+    fn server(answers: &'static [&'static str]) -> Remote {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut held = Vec::new();
+            for (stream, answer) in listener.incoming().map_while(Result::ok).zip(answers) {
+                let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+                // To the end of the request's head.
+                lines.take_while(|line| !line.is_empty()).for_each(drop);
+                (&stream).write_all(answer.as_bytes()).unwrap();
+                held.push(stream);
             }
-            to[0] = 7;
-            Ok(1)
+            std::thread::park();
+        });
+        remote(&format!("http://{address}"), Duration::from_millis(200))
+    }
+
+    #[test]
+    fn a_transfer_that_stalls_is_given_up_after_what_came_and_goes_on_there() {
+        let remote = server(&[
+            "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nabc",
+            "HTTP/1.1 206 Partial Content\r\nContent-Length: 3\r\n\
+             Content-Range: bytes 3-5/6\r\n\r\ndef",
+        ]);
+        let mut came = Vec::new();
+        let mut take = |at: u64, bytes: &[u8]| {
+            came.truncate(at as usize);
+            came.extend_from_slice(bytes);
+            Ok(())
+        };
+        let stalled = remote.transfer("c", "f", 0, &mut take);
+        assert!(matches!(stalled, Err(Trouble::Stalled(_))), "{stalled:?}");
+        remote.transfer("c", "f", 3, &mut take).unwrap();
+        assert_eq!(came, b"abcdef");
+    }
+
+    #[test]
+    fn a_list_that_stalls_is_given_up() {
+        let remote = server(&["HTTP/1.1 200 OK\r\nContent-Length: 60\r\n\r\n{\"sha\""]);
+        let said = remote.list().err().unwrap().to_string();
+        assert!(said.contains("nothing came for "), "{said}");
+    }
+
+    #[test]
+    fn what_the_hub_does_not_say_is_refused_by_name() {
+        for (head, words) in [
+            ("200 OK\r\nContent-Length: 5", "neither X-Linked-Etag nor ETag"),
+            ("200 OK\r\nETag: \"e\"\r\nX-Linked-Size: -5\r\nContent-Length: 5", "X-Linked-Size"),
+            ("200 OK\r\nETag: \"e\"\r\nX-Linked-Size: 18446744073709551615", "X-Linked-Size"),
+            ("200 OK\r\nETag: \"\u{e9}\"\r\nContent-Length: 5", "ETag"),
+            ("200 OK\r\nETag: \"\"\r\nContent-Length: 5", "ETag"),
+            ("200 OK\r\nETag: \"..\"\r\nContent-Length: 5", "ETag"),
+            ("302 Found\r\nContent-Length: 0", "redirect without an address"),
+            ("302 Found\r\nLocation: ftp://h/x\r\nContent-Length: 0", "redirect without"),
+            ("302 Found\r\nLocation: http://:x/\r\nContent-Length: 0", "redirect without"),
+            ("000 What\r\n: \r\n", "does not answer like the hub"),
+        ] {
+            let answer: &'static str = format!("HTTP/1.1 {head}\r\n\r\n").leak();
+            let said = server(vec![answer].leak()).announced("c", "f").err().unwrap().to_string();
+            assert!(said.contains(words), "{head}: {said}");
         }
     }
 
     #[test]
-    fn a_body_that_stalls_is_given_up_after_what_came() {
-        let mut came = Vec::new();
-        let ended = pump(Hanging(false), Duration::from_millis(20), &mut |part| {
-            came.extend_from_slice(part);
-            Ok(())
-        });
-        assert!(matches!(ended, Err(Trouble::Stalled(_))));
-        assert_eq!(came, [7]);
+    fn redirects_have_an_end() {
+        let again = "HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\
+                     Connection: close\r\n\r\n";
+        let remote = server(vec![again; MOST_REDIRECTS + 1].leak());
+        let said = remote.announced("c", "f").err().unwrap().to_string();
+        assert!(said.contains("more than 5 redirects"), "{said}");
     }
 }

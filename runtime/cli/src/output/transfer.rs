@@ -41,6 +41,13 @@ impl<'a> Transfer<'a> {
         }
     }
 
+    /// That many of the bytes that came are to come again.
+    pub(crate) fn retreat(&self, bytes: u64) {
+        if let Some(bar) = &self.bar {
+            bar.dec(bytes);
+        }
+    }
+
     /// That many bytes came.
     pub(crate) fn advance(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
