@@ -160,7 +160,8 @@ impl Tower {
                 )));
             }
             if *signal == Signal::PoolingAttention
-                && let Some((_, reason)) = self.info.withheld.first()
+                && let Some((_, reason)) =
+                    self.info.withheld.iter().find(|w| w.0 == SignalKind::PoolingAttention)
             {
                 return Err(RunError::Shape(format!("signal `{signal}`: {reason}")));
             }

@@ -22,24 +22,36 @@ pub(super) struct Projector {
     pub(super) names: Names,
     /// Whether the tower takes q, k and v as one matrix.
     pub(super) joined_qkv: bool,
+    /// Class of a decoder that is the family's own.
+    text_kind: Option<&'static str>,
     /// The configuration beside `text_config`, and that of the processor.
-    family: fn(&Pair<'_>) -> Result<(Value, Value), ConfigError>,
+    family: Family,
 }
 
 /// All kinds that are read.
 pub(super) const PROJECTORS: &[Projector] = &[
-    Projector { name: "mlp", names: names::CLIP, joined_qkv: false, family: llava },
-    Projector { name: "idefics3", names: names::CLIP, joined_qkv: false, family: smolvlm },
-    Projector { name: "internvl", names: names::INTERN, joined_qkv: false, family: internvl },
-    Projector { name: "qwen2vl_merger", names: names::QWEN2, joined_qkv: true, family: qwen2 },
-    Projector {
-        name: "qwen2.5vl_merger",
-        names: names::QWEN2_5,
-        joined_qkv: true,
-        family: qwen2_5,
-    },
-    Projector { name: "qwen3vl_merger", names: names::QWEN3, joined_qkv: true, family: qwen3 },
+    one("mlp", names::CLIP, llava),
+    one("idefics3", names::CLIP, smolvlm),
+    one("internvl", names::INTERN, internvl),
+    qwen("qwen2vl_merger", names::QWEN2, "qwen2_vl_text", qwen2),
+    qwen("qwen2.5vl_merger", names::QWEN2_5, "qwen2_5_vl_text", qwen2_5),
+    qwen("qwen3vl_merger", names::QWEN3, "qwen3_vl_text", qwen3),
 ];
+
+type Family = fn(&Pair<'_>) -> Result<(Value, Value), ConfigError>;
+
+const fn one(name: &'static str, names: Names, family: Family) -> Projector {
+    Projector { name, names, joined_qkv: false, text_kind: None, family }
+}
+
+const fn qwen(
+    name: &'static str,
+    names: Names,
+    text_kind: &'static str,
+    family: Family,
+) -> Projector {
+    Projector { name, names, joined_qkv: true, text_kind: Some(text_kind), family }
+}
 
 /// A decoder's file and its projector's.
 pub(super) struct Pair<'a> {
@@ -68,12 +80,8 @@ const PICTURE: &str = "<image>";
 /// Keys that are missing or cannot be, an architecture that is not read.
 pub(super) fn describe(projector: &Projector, pair: &Pair<'_>) -> Result<Described, ConfigError> {
     let (mut config, processor) = (projector.family)(pair)?;
-    let text_kind = config["text_kind"].take();
-    if let Some(config) = config.as_object_mut() {
-        config.remove("text_kind");
-    }
     config["tie_word_embeddings"] = json!(!pair.decoder_tensors.contains_key("output.weight"));
-    config["text_config"] = text(pair, text_kind.as_str())?;
+    config["text_config"] = text(pair, projector.text_kind)?;
     // Files of the first LLaVA have no token for a picture: the unknown token, which a vocabulary
     // with bytes never needs, takes its place.
     let is_spelled = projector.name == "mlp" && pair.vocabulary.id(PICTURE).is_none();
@@ -339,11 +347,10 @@ fn internvl(pair: &Pair<'_>) -> Result<(Value, Value), ConfigError> {
 }
 
 /// What the Qwen families share beside their tower.
-fn qwen(pair: &Pair<'_>, names: [&str; 2], tower: Value) -> Result<Value, ConfigError> {
+fn qwen_config(pair: &Pair<'_>, family: &str, tower: Value) -> Result<Value, ConfigError> {
     let id = |token: &str| pair.vocabulary.require(token);
     Ok(json!({
-        "model_type": names[0],
-        "text_kind": names[1],
+        "model_type": family,
         "vision_config": tower,
         "image_token_id": id("<|image_pad|>")?,
         "video_token_id": id("<|video_pad|>")?,
@@ -359,7 +366,7 @@ fn qwen2(pair: &Pair<'_>) -> Result<(Value, Value), ConfigError> {
     let inner = pair.rows_of("ffn_up", "feed_forward_length")?;
     tower["mlp_ratio"] = json!(inner as f64 / width as f64);
     tower["hidden_size"] = json!(pair.vision("projection_dim")?);
-    let config = qwen(pair, ["qwen2_vl", "qwen2_vl_text"], tower)?;
+    let config = qwen_config(pair, "qwen2_vl", tower)?;
     Ok((config, pair.qwen_processor(pair.vision("patch_size")?, "Qwen2VLImageProcessor")?))
 }
 
@@ -373,7 +380,7 @@ fn qwen2_5(pair: &Pair<'_>) -> Result<(Value, Value), ConfigError> {
     let depth = pair.vision("block_count")?.min(1024);
     let full: Vec<usize> = (1..=depth).filter(|n| n.is_multiple_of(every)).map(|n| n - 1).collect();
     tower["fullatt_block_indexes"] = json!(full);
-    let config = qwen(pair, ["qwen2_5_vl", "qwen2_5_vl_text"], tower)?;
+    let config = qwen_config(pair, "qwen2_5_vl", tower)?;
     Ok((config, pair.qwen_processor(pair.vision("patch_size")?, "Qwen2VLImageProcessor")?))
 }
 
@@ -387,6 +394,6 @@ fn qwen3(pair: &Pair<'_>) -> Result<(Value, Value), ConfigError> {
     let marks = pair.projector.list(DEEP)?.iter().enumerate();
     let deep: Vec<usize> = marks.filter(|(_, m)| **m == json!(true)).map(|(i, _)| i).collect();
     tower["deepstack_visual_indexes"] = json!(deep);
-    let config = qwen(pair, ["qwen3_vl", "qwen3_vl_text"], tower)?;
+    let config = qwen_config(pair, "qwen3_vl", tower)?;
     Ok((config, pair.qwen_processor(pair.vision("patch_size")?, "Qwen2VLImageProcessorFast")?))
 }

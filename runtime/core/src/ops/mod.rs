@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - An operation's result for a row depends on that row alone (and, in attention, on its own
-//!   segment), never on how many other rows are in the tensor: a batch equals its members.
+//!   segment), never on how many other rows are in the tensor: a batch equals its members. The one
+//!   exception is a layer in quantised blocks under bf16, within its rounding (`cpu::linear`).
 //! - Results do not depend on the number of threads.
 //! - Sums are f32. With [`Precision::Bf16`] the inputs of matrix products are rounded to bf16
 //!   (nearest even); everything else stays f32.

@@ -31,7 +31,8 @@ pub enum BlockFormat {
     Q6_K,
 }
 
-/// Format, its number in GGUF files, name, values of a block, bytes of a block.
+/// Format, its number in GGUF files, name, values of a block, bytes of a block; in the order of the
+/// variants.
 const TABLE: &[(BlockFormat, u32, &str, usize, usize)] = &[
     (BlockFormat::Q4_0, 2, "Q4_0", 32, 18),
     (BlockFormat::Q4_1, 3, "Q4_1", 32, 20),
@@ -57,7 +58,7 @@ impl BlockFormat {
     }
 
     fn row(self) -> &'static (BlockFormat, u32, &'static str, usize, usize) {
-        TABLE.iter().find(|row| row.0 == self).expect("the table has a row for every format")
+        &TABLE[self as usize]
     }
 
     /// Name in GGUF.
@@ -108,5 +109,17 @@ impl BlockFormat {
         crate::ops::cpu::blocks::decode(self, blocks, out);
         #[cfg(not(feature = "gguf"))]
         unreachable!("files with blocks are refused where they cannot be decoded");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_finds_its_own_row() {
+        for row in TABLE {
+            assert_eq!(row.0.row().0, row.0, "{}", row.2);
+        }
     }
 }
