@@ -19,7 +19,7 @@ pub(super) struct Projector {
     /// `clip.projector_type`
     pub(super) name: &'static str,
     /// Names of its tensors.
-    pub(super) names: Names,
+    pub(super) names: &'static [Names],
     /// Whether the tower takes q, k and v as one matrix.
     pub(super) joined_qkv: bool,
     /// Class of a decoder that is the family's own.
@@ -30,23 +30,33 @@ pub(super) struct Projector {
 
 /// All kinds that are read.
 pub(super) const PROJECTORS: &[Projector] = &[
-    one("mlp", names::CLIP, llava),
-    one("idefics3", names::CLIP, smolvlm),
-    one("internvl", names::INTERN, internvl),
-    qwen("qwen2vl_merger", names::QWEN2, "qwen2_vl_text", qwen2),
-    qwen("qwen2.5vl_merger", names::QWEN2_5, "qwen2_5_vl_text", qwen2_5),
-    qwen("qwen3vl_merger", names::QWEN3, "qwen3_vl_text", qwen3),
+    one("mlp", &[names::CLIP], llava),
+    one("idefics3", &[names::CLIP], smolvlm),
+    one("internvl", &[names::INTERN], internvl),
+    qwen(
+        "qwen2vl_merger",
+        &[names::QWEN, names::QWEN2_MLP, names::QWEN2_MERGER],
+        "qwen2_vl_text",
+        qwen2,
+    ),
+    qwen(
+        "qwen2.5vl_merger",
+        &[names::QWEN, names::QWEN2_5_MLP, names::QWEN2_MERGER],
+        "qwen2_5_vl_text",
+        qwen2_5,
+    ),
+    qwen("qwen3vl_merger", &[names::QWEN, names::QWEN3], "qwen3_vl_text", qwen3),
 ];
 
 type Family = fn(&Pair<'_>) -> Result<(Value, Value), ConfigError>;
 
-const fn one(name: &'static str, names: Names, family: Family) -> Projector {
+const fn one(name: &'static str, names: &'static [Names], family: Family) -> Projector {
     Projector { name, names, joined_qkv: false, text_kind: None, family }
 }
 
 const fn qwen(
     name: &'static str,
-    names: Names,
+    names: &'static [Names],
     text_kind: &'static str,
     family: Family,
 ) -> Projector {

@@ -130,7 +130,7 @@ impl GgufPair {
         let name = self.decoder.file_stem().unwrap_or_default().to_string_lossy();
         let files = files.into_iter().map(|(n, v)| (n.to_owned(), v.to_string().into_bytes()));
         let files = ModelFiles::described(&name, &self.decoder, files.collect());
-        let views = names::renamed(&decoder_tensors, names::DECODER)
+        let views = names::renamed(&decoder_tensors, &[names::DECODER])
             .into_iter()
             .chain(names::renamed(&tower_tensors, row.names));
         let label = format!("{} and {}", decoder.label(), projector.label());

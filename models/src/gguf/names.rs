@@ -79,43 +79,39 @@ pub(super) const INTERN: Names = &[
     ("mm.model.mlp.3", "multi_modal_projector.linear_2"),
 ];
 
-/// Qwen2-VL.
-pub(super) const QWEN2: Names = &[
+/// The towers of all Qwen families.
+pub(super) const QWEN: Names = &[
     ("v.patch_embd", "visual.patch_embed.proj"),
     ("v.blk.{}.ln1", "visual.blocks.{}.norm1"),
     ("v.blk.{}.ln2", "visual.blocks.{}.norm2"),
     ("v.blk.{}.attn_qkv", "visual.blocks.{}.attn.qkv"),
     ("v.blk.{}.attn_out", "visual.blocks.{}.attn.proj"),
-    ("v.blk.{}.ffn_up", "visual.blocks.{}.mlp.fc1"),
-    ("v.blk.{}.ffn_down", "visual.blocks.{}.mlp.fc2"),
+];
+
+/// The merger of Qwen2-VL and Qwen2.5-VL.
+pub(super) const QWEN2_MERGER: Names = &[
     ("v.post_ln", "visual.merger.ln_q"),
     ("mm.0", "visual.merger.mlp.0"),
     ("mm.2", "visual.merger.mlp.2"),
 ];
 
-/// Qwen2.5-VL.
-pub(super) const QWEN2_5: Names = &[
-    ("v.patch_embd", "visual.patch_embed.proj"),
-    ("v.blk.{}.ln1", "visual.blocks.{}.norm1"),
-    ("v.blk.{}.ln2", "visual.blocks.{}.norm2"),
-    ("v.blk.{}.attn_qkv", "visual.blocks.{}.attn.qkv"),
-    ("v.blk.{}.attn_out", "visual.blocks.{}.attn.proj"),
+/// The MLP of Qwen2-VL.
+pub(super) const QWEN2_MLP: Names = &[
+    ("v.blk.{}.ffn_up", "visual.blocks.{}.mlp.fc1"),
+    ("v.blk.{}.ffn_down", "visual.blocks.{}.mlp.fc2"),
+];
+
+/// The MLP of Qwen2.5-VL.
+pub(super) const QWEN2_5_MLP: Names = &[
     ("v.blk.{}.ffn_gate", "visual.blocks.{}.mlp.gate_proj"),
     ("v.blk.{}.ffn_up", "visual.blocks.{}.mlp.up_proj"),
     ("v.blk.{}.ffn_down", "visual.blocks.{}.mlp.down_proj"),
-    ("v.post_ln", "visual.merger.ln_q"),
-    ("mm.0", "visual.merger.mlp.0"),
-    ("mm.2", "visual.merger.mlp.2"),
 ];
 
-/// Qwen3-VL; its deepstack mergers are numbered by their block, which [`renamed`] counts off.
+/// What Qwen3-VL has of its own; its deepstack mergers are numbered by their block, which
+/// [`renamed`] counts off.
 pub(super) const QWEN3: Names = &[
-    ("v.patch_embd", "visual.patch_embed.proj"),
     ("v.position_embd", "visual.pos_embed"),
-    ("v.blk.{}.ln1", "visual.blocks.{}.norm1"),
-    ("v.blk.{}.ln2", "visual.blocks.{}.norm2"),
-    ("v.blk.{}.attn_qkv", "visual.blocks.{}.attn.qkv"),
-    ("v.blk.{}.attn_out", "visual.blocks.{}.attn.proj"),
     ("v.blk.{}.ffn_up", "visual.blocks.{}.mlp.linear_fc1"),
     ("v.blk.{}.ffn_down", "visual.blocks.{}.mlp.linear_fc2"),
     ("v.deepstack.{}.norm", "visual.deepstack_merger_list.{}.norm"),
@@ -129,8 +125,8 @@ pub(super) const QWEN3: Names = &[
 /// Tensors under their names in the file.
 pub(super) type Tensors = BTreeMap<String, WeightView>;
 
-/// The tensors that a table knows, under their names in a checkpoint.
-pub(super) fn renamed(tensors: &Tensors, names: Names) -> Vec<(String, WeightView)> {
+/// The tensors that some tables know, under their names in a checkpoint.
+pub(super) fn renamed(tensors: &Tensors, names: &[Names]) -> Vec<(String, WeightView)> {
     // Deepstack mergers count from 0 in a checkpoint.
     let mut deep: Vec<usize> = tensors
         .keys()
@@ -146,7 +142,11 @@ pub(super) fn renamed(tensors: &Tensors, names: Names) -> Vec<(String, WeightVie
             // A class token is a tensor of its own, without a leaf.
             _ => (name.as_str(), None),
         };
-        let fit = names.iter().find_map(|(from, to)| Some((matches(stem, from)?, *to)));
+        let fit = names
+            .iter()
+            .copied()
+            .flatten()
+            .find_map(|(from, to)| Some((matches(stem, from)?, *to)));
         let Some((block, to)) = fit else { continue };
         let block = match block {
             Some(block) if stem.starts_with("v.deepstack.") => deep.binary_search(&block).ok(),
@@ -306,7 +306,7 @@ mod tests {
     fn names_become_those_of_a_checkpoint() {
         let found = renamed(
             &tensors(&["v.blk.12.ln1.bias", "v.class_embd", "mm.2.weight", "v.unknown.weight"]),
-            CLIP,
+            &[CLIP],
         );
         let names: Vec<&str> = found.iter().map(|(n, _)| n.as_str()).collect();
         assert_eq!(
@@ -318,7 +318,7 @@ mod tests {
             ]
         );
         let found =
-            renamed(&tensors(&["v.deepstack.16.fc1.bias", "v.deepstack.8.fc1.bias"]), QWEN3);
+            renamed(&tensors(&["v.deepstack.16.fc1.bias", "v.deepstack.8.fc1.bias"]), &[QWEN3]);
         let mut names: Vec<&str> = found.iter().map(|(n, _)| n.as_str()).collect();
         names.sort_unstable();
         assert_eq!(
