@@ -1,0 +1,3 @@
+//! `cargo fuzz run chain_toml`: the body is `secateur_tests::fuzz`'s.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| secateur_tests::fuzz::body("chain_toml")(bytes));

@@ -1,0 +1,3 @@
+//! `cargo fuzz run journal`: the body is `secateur_tests::fuzz`'s.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| secateur_tests::fuzz::body("journal")(bytes));
