@@ -170,7 +170,7 @@ fn check_blocks(
     let number = |name: &String| name.strip_prefix(prefix)?.split('.').next()?.parse().ok();
     let held = tensors.keys().filter_map(number).max().map_or(0, |last: usize| last + 1);
     if held > said.saturating_add(unread) {
-        return Err(meta.error(key, &format!("{held}: the file holds tensors of so many blocks")));
+        return Err(meta.error(key, &format!("{held}, the blocks that the file holds tensors of")));
     }
     Ok(())
 }

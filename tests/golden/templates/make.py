@@ -97,6 +97,9 @@ CASES = {
     "missing variable below": "{{ missing.a }}",
     "missing index of undefined": "{{ missing['a'] }}",
     "attribute before key": "{{ {'items': 1, 'x': 2}.x }} {{ {'items': 1}['items'] }} {{ {'keys': 5}['keys'] }}",
+    "slice of a map": "{{ mixed[1:] }}",
+    "slice of a number": "{{ n[1:] }}",
+    "percent of undefined": "{{ '.7' % missing }}{{ '%s' % missing }}{{ 'a' % [1] }}",
     "slice step zero": "{{ numbers[::0] }}",
     # text methods
     "strip": "[{{ text.strip() }}][{{ 'xxaxx'.strip('x') }}][{{ ' a '.lstrip() }}][{{ ' a '.rstrip() }}][{{ 'abcab'.strip('ab') }}]",
@@ -159,6 +162,12 @@ CASES = {
     "generator twice": "{% set g = words | map('upper') %}{{ g | list }}{{ g | list }}",
     "generator length": "{{ words | map('upper') | length }}",
     "generator truth": "{{ 'y' if [] | map('upper') else 'n' }} {{ 'y' if ([] | map('upper') | list) else 'n' }}",
+    "falsy values in map and select": "{{ none | map('upper') | list }} {{ 0 | select | list }} {{ false | selectattr('a') | list }} {{ missing | map(attribute='a') | list }}",
+    "urlencode of pairs": "{{ {'a b': 'c/d', 'k': 1} | urlencode }} {{ [('x', 'ü')] | urlencode }}",
+    "truncate other values": "{{ [1, 2] | truncate(5) }} [{{ missing | truncate }}]",
+    "truncate a number": "{{ 5 | truncate }}",
+    "indent a number": "{{ 5 | indent }}",
+    "indent undefined": "{{ missing | indent }}",
     # tests
     "is sequence": "{{ 'a' is sequence }} {{ [] is sequence }} {{ {} is sequence }} {{ () is sequence }} {{ 1 is sequence }} {{ none is sequence }} {{ (words | map('upper')) is sequence }} {{ mixed.keys() is sequence }} {{ missing is sequence }} {{ range(2) is sequence }}",
     "is iterable": "{{ 'a' is iterable }} {{ [] is iterable }} {{ {} is iterable }} {{ 1 is iterable }} {{ none is iterable }} {{ missing is iterable }} {{ mixed.items() is iterable }} {{ (words | map('upper')) is iterable }}",

@@ -1,7 +1,7 @@
 //! Filters: the table, and those of one value. [`super::sequences`] has those of many.
 
 use super::eval::{Args, Interpreter};
-use super::value::Value;
+use super::value::{Value, View};
 use super::{Error, Result, json, methods, number, ops, print, sequences};
 
 /// A filter: the interpreter, the value, the arguments.
@@ -58,7 +58,7 @@ const ALL: &[(&str, Filter)] = &[
     ("truncate", truncate),
     ("unique", sequences::unique),
     ("upper", |at, value, args| change(at, &value, args, str::to_uppercase)),
-    ("urlencode", |at, value, args| change(at, &value, args, urlencode)),
+    ("urlencode", urlencode),
     ("wordcount", wordcount),
 ];
 
@@ -167,7 +167,7 @@ fn filesize(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value>
         return Ok(Value::text("1 Byte"));
     }
     if bytes < base {
-        return Ok(Value::text(format!("{} Bytes", bytes.trunc())));
+        return Ok(Value::text(format!("{} Bytes", bytes as i128)));
     }
     let letters = ['k', 'M', 'G', 'T', 'P', 'E', 'Z', 'Y'];
     let mut power = 1;
@@ -228,7 +228,10 @@ fn format(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value> {
 
 fn indent(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value> {
     let [width, first, blank] = args.of("indent", ["width", "first", "blank"])?;
-    let text = print::text(&value, &at.budget)?;
+    defined(&value)?;
+    let Value::Text(text) = value else {
+        return Err(Error::kind(format!("indent: a text is expected, not {}", value.type_name())));
+    };
     let indent = match &width {
         Some(Value::Text(text)) => text.to_string(),
         other => {
@@ -256,10 +259,13 @@ fn indent(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value> {
 
 fn length(_: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value> {
     let [] = args.of("length", [])?;
-    let length = value.length().ok_or_else(|| {
-        Error::kind(format!("object of type '{}' has no len()", value.type_name()))
-    })?;
-    Ok(Value::Int(length as i128))
+    Ok(Value::Int(length_of(&value)? as i128))
+}
+
+fn length_of(value: &Value) -> Result<usize> {
+    value
+        .length()
+        .ok_or_else(|| Error::kind(format!("object of type '{}' has no len()", value.type_name())))
 }
 
 fn replace(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value> {
@@ -371,11 +377,16 @@ fn truncate(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value>
     let length = usize::try_from(whole(length, 255, "truncate")?).unwrap_or(0);
     let leeway = usize::try_from(whole(leeway, 5, "truncate")?).unwrap_or(0);
     let end = end.map_or(Ok("...".into()), |end| print::text(&end, &at.budget))?;
-    let text = print::text(&value, &at.budget)?;
-    at.budget.text(text.len())?;
-    if text.chars().count() <= length.saturating_add(leeway) {
-        return Ok(Value::Text(text));
+    if length_of(&value)? <= length.saturating_add(leeway) {
+        return Ok(value);
     }
+    let Value::Text(text) = value else {
+        return Err(Error::kind(format!(
+            "truncate: a text is expected, not {}",
+            value.type_name()
+        )));
+    };
+    at.budget.text(text.len())?;
     let kept: String = text.chars().take(length.saturating_sub(end.chars().count())).collect();
     let kept = if kills.is_some_and(|k| k.truth()) {
         &*kept
@@ -385,13 +396,41 @@ fn truncate(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value>
     Ok(Value::text(format!("{kept}{end}")))
 }
 
-fn urlencode(text: &str) -> String {
+fn urlencode(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value> {
+    let [] = args.of("urlencode", [])?;
+    let pairs = match &value {
+        Value::Dict(dict) => Value::View(View::Items, dict.clone()).items(&at.budget)?,
+        other if other.is_iterable() && !matches!(other, Value::Text(_)) => {
+            other.items(&at.budget)?
+        }
+        other => {
+            let text = print::text(other, &at.budget)?;
+            at.budget.text(text.len() * 3)?;
+            return Ok(Value::text(quoted(&text, false)));
+        }
+    };
+    let mut out = String::new();
+    for pair in pairs {
+        let pair = <[Value; 2]>::try_from(pair.items(&at.budget)?);
+        let [key, value] = pair.map_err(|_| Error::kind("urlencode: pairs are expected"))?;
+        let (key, value) = (print::text(&key, &at.budget)?, print::text(&value, &at.budget)?);
+        at.budget.text(3 * (key.len() + value.len()))?;
+        out.push_str(if out.is_empty() { "" } else { "&" });
+        out.push_str(&format!("{}={}", quoted(&key, true), quoted(&value, true)));
+        at.budget.bytes(out.len())?;
+    }
+    Ok(Value::text(out))
+}
+
+/// Percent signs for what an address does not take; of a query, `+` for spaces.
+fn quoted(text: &str, is_query: bool) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"_.-~/".contains(&byte) {
-            out.push(byte as char);
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
+        match byte {
+            b' ' if is_query => out.push('+'),
+            b'/' if !is_query => out.push('/'),
+            _ if byte.is_ascii_alphanumeric() || b"_.-~".contains(&byte) => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
         }
     }
     out

@@ -133,7 +133,10 @@ pub(super) fn printf(format: &str, values: &Value, budget: &Budget) -> Result<St
         budget.bytes(out.len())?;
     }
     out.push_str(rest);
-    let takes_any = is_keyed || matches!(values, Value::Dict(_) | Value::List(_));
+    // Python counts what has items by index as a map, whose values may be left over.
+    let has_items =
+        matches!(values, Value::Dict(_) | Value::List(_) | Value::Range(_) | Value::Undefined(_));
+    let takes_any = is_keyed || has_items;
     if positional.next().is_some() && !takes_any {
         return Err(Error::kind("not all arguments converted during string formatting"));
     }

@@ -309,14 +309,15 @@ pub(super) fn contains(container: &Value, item: &Value, budget: &Budget) -> Resu
 /// `value[start:stop:step]`.
 ///
 /// # Errors
-/// Bounds that are no numbers. `None`: a value that has no slices.
-pub(super) fn slice(value: &Value, parts: [&Value; 3], budget: &Budget) -> Result<Option<Value>> {
+/// Bounds that are no numbers, a value that has no slices.
+pub(super) fn slice(value: &Value, parts: [&Value; 3], budget: &Budget) -> Result<Value> {
     undefined(value)?;
     let length = match value {
         Value::Text(_) | Value::List(_) | Value::Tuple(_) | Value::Range(_) => value.length(),
         _ => None,
     };
-    let Some(length) = length else { return Ok(None) };
+    let none = || Error::kind(format!("'{}' object has no slices", value.type_name()));
+    let length = length.ok_or_else(none)?;
     let mut bounds = [None; 3];
     for (bound, part) in bounds.iter_mut().zip(parts) {
         *bound = match part {
@@ -347,12 +348,12 @@ pub(super) fn slice(value: &Value, parts: [&Value; 3], budget: &Budget) -> Resul
     let range = Range { start, stop, step };
     let taken = range.len();
     let at = |i: usize| (start + i as i128 * step) as usize;
-    Ok(Some(match value {
+    Ok(match value {
         Value::Text(text) => {
             budget.text(text.len())?;
             if step == 1 {
                 let part: String = text.chars().skip(start as usize).take(taken).collect();
-                return Ok(Some(Value::text(part)));
+                return Ok(Value::text(part));
             }
             budget.text(text.len() * 4)?;
             let letters: Vec<char> = text.chars().collect();
@@ -369,6 +370,6 @@ pub(super) fn slice(value: &Value, parts: [&Value; 3], budget: &Budget) -> Resul
             let items = (0..taken).map(|i| seq.items[at(i)].clone()).collect();
             if matches!(value, Value::List(_)) { Value::list(items)? } else { Value::tuple(items)? }
         }
-        _ => return Ok(None),
-    }))
+        _ => return Err(none()),
+    })
 }

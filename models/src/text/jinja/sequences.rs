@@ -301,9 +301,14 @@ pub(super) fn join(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result
     Ok(Value::text(out))
 }
 
+/// Items for the filters that give nothing for what counts as false, whatever it is.
+fn some(value: &Value, budget: &Budget) -> Result<Vec<Value>> {
+    if value.truth() { value.items(budget) } else { Ok(Vec::new()) }
+}
+
 /// `map(attribute=..)` or `map('filter', ..)`.
 pub(super) fn map(at: &mut Interpreter<'_>, value: Value, args: Args) -> Result<Value> {
-    let items = value.items(&at.budget)?;
+    let items = some(&value, &at.budget)?;
     let mut out = Vec::with_capacity(items.len());
     if args.positional.is_empty() {
         let [attribute, default] = args.of("map", ["attribute", "default"])?;
@@ -344,7 +349,7 @@ pub(super) fn select(
     let test = positional.next().map(|test| print::text(&test, &at.budget)).transpose()?;
     let rest: Vec<Value> = positional.collect();
     let mut out = Vec::new();
-    for item in value.items(&at.budget)? {
+    for item in some(value, &at.budget)? {
         let tested = reached(at, &item, &path, None)?;
         let holds = match &test {
             None => tested.truth(),
