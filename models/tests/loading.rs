@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use secateur_core::error::ConfigError;
@@ -323,6 +325,92 @@ fn texts_of_the_golden_folders() {
     assert_eq!(text.generation.eos, [468]);
     assert_eq!(text.generation.sampling.do_sample, Some(false));
     assert_eq!(text.template.origin(), "the template of the family");
+}
+
+/// The folder of a tiny model where `change` puts other small files.
+fn texts_with(change: impl Fn(&mut BTreeMap<&str, Value>)) -> Result<TextModel, ConfigError> {
+    let model = root().join("models/llava-1.5-tiny");
+    let mut files: BTreeMap<&str, Value> = BTreeMap::new();
+    for name in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        let bytes = std::fs::read(model.join(name)).unwrap();
+        files.insert(name, serde_json::from_slice(&bytes).unwrap());
+    }
+    // The placeholder is a token of the vocabulary that nothing lists as added.
+    let added = files.get_mut("tokenizer.json").unwrap()["added_tokens"].as_array_mut().unwrap();
+    added.retain(|token| token["content"] != "<image>");
+    let config = files.get_mut("tokenizer_config.json").unwrap().as_object_mut().unwrap();
+    config.remove("image_token");
+    config.remove("extra_special_tokens");
+    change(&mut files);
+    let made = files.into_iter().map(|(n, v)| (n.to_owned(), v.to_string().into_bytes()));
+    let files = ModelFiles::described("made", Path::new("nowhere/made.x"), made.collect());
+    TextModel::load(&files, "")
+}
+
+/// Expected ids and texts are those of transformers 5.24.0.
+#[test]
+fn added_tokens_are_those_of_every_file_that_lists_them() {
+    const CONFIG: &str = "tokenizer_config.json";
+    let token = json!({"content": "<image>", "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false, "special": true});
+    let stripped = json!({"content": "<image>", "lstrip": true, "normalized": false,
+        "special": true});
+    let ids = |change: &dyn Fn(&mut BTreeMap<&str, Value>)| {
+        texts_with(change).unwrap().tokenizer.encode("a <image> b", false).unwrap()
+    };
+    let config = |key: &'static str, value: Value| {
+        ids(&|files| files.get_mut(CONFIG).unwrap()[key] = value.clone())
+    };
+    let one = [69, 225, 4, 287];
+    assert_eq!(ids(&|_| ()), [69, 225, 32, 77, 271, 75, 73, 34, 287], "listed nowhere");
+    assert_eq!(config("added_tokens_decoder", json!({"4": token})), one);
+    assert_eq!(config("added_tokens_decoder", json!({"650": token})), one, "the text decides");
+    assert_eq!(config("additional_special_tokens", json!(["<image>"])), one);
+    assert_eq!(config("extra_special_tokens", json!(["<image>"])), one);
+    assert_eq!(config("extra_special_tokens", json!({"image_token": "<image>"})), one);
+    assert_eq!(config("image_token", json!("<image>")), one);
+    assert_eq!(config("added_tokens_decoder", json!({"4": stripped})), [69, 4, 287]);
+    let file = |name: &'static str, value: Value| {
+        ids(&|files| {
+            files.insert(name, value.clone());
+        })
+    };
+    assert_eq!(file("added_tokens.json", json!({"<image>": 4})), one);
+    let map = json!({"additional_special_tokens": ["<image>"]});
+    assert_eq!(file("special_tokens_map.json", map), one);
+
+    for (list, words) in [
+        (json!([1]), "a map of ids"),
+        (json!({"x": token}), "an id as the key"),
+        (json!({"4": {"special": true}}), "its `content`"),
+    ] {
+        let error = texts_with(|files| {
+            files.get_mut(CONFIG).unwrap()["added_tokens_decoder"] = list.clone();
+        })
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains(CONFIG) && error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn special_tokens_are_named_by_the_files_that_transformers_reads() {
+    let named = |config: Value| {
+        let text = texts_with(|files| {
+            let own = files.get_mut("tokenizer_config.json").unwrap().as_object_mut().unwrap();
+            own.extend(config.as_object().unwrap().clone());
+            let map = json!({"bos_token": {"content": "<s>"}, "sep_token": "<unk>"});
+            files.insert("special_tokens_map.json", map);
+        });
+        let special = text.unwrap().tokenizer.special().clone();
+        ["bos_token", "sep_token", "boi"].map(|name| special.get(name).map(str::to_owned))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(named(json!({"bos_token": "<pad>"})), [some("<s>"), some("<unk>"), None]);
+    let listed = json!({"bos_token": "<pad>", "added_tokens_decoder": {}});
+    assert_eq!(named(listed), [some("<pad>"), None, None], "the map is not read then");
+    let extra = json!({"extra_special_tokens": {"boi": {"content": "<pad>"}}});
+    assert_eq!(named(extra)[2], some("<pad>"), "whatever the name");
 }
 
 #[test]

@@ -2,8 +2,12 @@
 //!
 //! Nothing here tests; the tests are in `tests/`.
 
+pub mod bug;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+use secateur::trace::{Tensors, Values};
 
 /// The golden files, `tests/golden` of the workspace. Overridden by `SECATEUR_GOLDEN`, so that a
 /// test binary can run on another machine.
@@ -59,6 +63,40 @@ pub fn tensors(path: &Path) -> BTreeMap<String, Golden> {
             (name, value)
         })
         .collect()
+}
+
+/// The first difference of a tensor of a run from its golden, in words. `tolerance` is the largest
+/// `max|a - b| / max|b|` of floats; integers must be equal.
+pub fn difference(name: &str, want: &Golden, got: &Tensors, tolerance: f64) -> Option<String> {
+    let Some((shape, values)) = got.get(name) else { return Some(format!("{name}: missing")) };
+    match (want, values) {
+        (Golden::Ints(want_shape, want), Values::Ints(values)) => {
+            if shape != want_shape.as_slice() {
+                return Some(format!("{name}: shape {shape:?}, reference {want_shape:?}"));
+            }
+            let at = want.iter().zip(values).position(|(a, b)| a != b)?;
+            Some(format!("{name}[{at}] is {}, reference {}", values[at], want[at]))
+        }
+        (Golden::Floats(want_shape, want), Values::Floats(values)) => {
+            if shape != want_shape.as_slice() {
+                return Some(format!("{name}: shape {shape:?}, reference {want_shape:?}"));
+            }
+            let scale = want.iter().fold(1e-6f64, |m, v| m.max(f64::from(v.abs())));
+            let worst = want
+                .iter()
+                .zip(values)
+                .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs() / scale)
+                .enumerate()
+                .max_by(|a, b| a.1.total_cmp(&b.1))?;
+            (worst.1.is_nan() || worst.1 > tolerance).then(|| {
+                format!(
+                    "{name}[{}] is {}, reference {} (relative {:.1e}, allowed {tolerance:.1e})",
+                    worst.0, values[worst.0], want[worst.0], worst.1
+                )
+            })
+        }
+        _ => Some(format!("{name}: another type")),
+    }
 }
 
 /// Files of the workspace that git would track, relative to its root.

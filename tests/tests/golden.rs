@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use secateur::trace::{Histories, Tensors, Values, read_histories};
+use secateur::trace::{Histories, Tensors, read_histories};
 use secateur::{
     ChainSpec, Clip, Frame, ImageBackend, Precision, ProcessorOptions, Request, VideoInfo, Vlm,
 };
-use secateur_tests::{Golden, golden, tensors};
+use secateur_tests::{Golden, difference, golden, tensors};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -92,39 +92,6 @@ fn run(folder: &Path, case: &Case) -> Result<Tensors, secateur::Error> {
     let state = folder.join("state.safetensors");
     let histories = if state.is_file() { read_histories(&state)? } else { Histories::new() };
     vlm.trace(&request, &histories)
-}
-
-/// The first difference, in words.
-fn difference(name: &str, want: &Golden, got: &Tensors, tolerance: f64) -> Option<String> {
-    let Some((shape, values)) = got.get(name) else { return Some(format!("{name}: missing")) };
-    match (want, values) {
-        (Golden::Ints(want_shape, want), Values::Ints(values)) => {
-            if shape != want_shape.as_slice() {
-                return Some(format!("{name}: shape {shape:?}, reference {want_shape:?}"));
-            }
-            let at = want.iter().zip(values).position(|(a, b)| a != b)?;
-            Some(format!("{name}[{at}] is {}, reference {}", values[at], want[at]))
-        }
-        (Golden::Floats(want_shape, want), Values::Floats(values)) => {
-            if shape != want_shape.as_slice() {
-                return Some(format!("{name}: shape {shape:?}, reference {want_shape:?}"));
-            }
-            let scale = want.iter().fold(1e-6f64, |m, v| m.max(f64::from(v.abs())));
-            let worst = want
-                .iter()
-                .zip(values)
-                .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs() / scale)
-                .enumerate()
-                .max_by(|a, b| a.1.total_cmp(&b.1))?;
-            (worst.1.is_nan() || worst.1 > tolerance).then(|| {
-                format!(
-                    "{name}[{}] is {}, reference {} (relative {:.1e}, allowed {tolerance:.1e})",
-                    worst.0, values[worst.0], want[worst.0], worst.1
-                )
-            })
-        }
-        _ => Some(format!("{name}: another type")),
-    }
 }
 
 /// Runs all cases that `CASE` selects; `model` gives the model of a case, or `None` to pass it by.

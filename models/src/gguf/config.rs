@@ -92,6 +92,11 @@ pub(super) fn describe(projector: &Projector, pair: &Pair<'_>) -> Result<Describ
     let (mut config, processor) = (projector.family)(pair)?;
     config["tie_word_embeddings"] = json!(!pair.decoder_tensors.contains_key("output.weight"));
     config["text_config"] = text(pair, projector.text_kind)?;
+    let blocks = format!("{}.block_count", pair.decoder.text("general.architecture")?);
+    check_blocks(pair.decoder, pair.decoder_tensors, "blk.", &blocks, 0)?;
+    // Files of the first LLaVA may hold the tower's last block, which the model does not read.
+    let unread = usize::from(projector.name == "mlp");
+    check_blocks(pair.projector, pair.tower_tensors, "v.blk.", "clip.vision.block_count", unread)?;
     // Files of the first LLaVA have no token for a picture: the unknown token, which a vocabulary
     // with bytes never needs, takes its place.
     let is_spelled = projector.name == "mlp" && pair.vocabulary.id(PICTURE).is_none();
@@ -150,6 +155,24 @@ fn text(pair: &Pair<'_>, kind: Option<&str>) -> Result<Value, ConfigError> {
         text["rope_scaling"] = scaling;
     }
     Ok(text)
+}
+
+/// A file that holds more blocks than its key says is damaged or was patched: half a model would
+/// answer. Fewer are tensors that are missing. `unread` more are fine.
+fn check_blocks(
+    meta: Metadata<'_>,
+    tensors: &Tensors,
+    prefix: &str,
+    key: &str,
+    unread: usize,
+) -> Result<(), ConfigError> {
+    let said = meta.size(key)?;
+    let number = |name: &String| name.strip_prefix(prefix)?.split('.').next()?.parse().ok();
+    let held = tensors.keys().filter_map(number).max().map_or(0, |last: usize| last + 1);
+    if held > said.saturating_add(unread) {
+        return Err(meta.error(key, &format!("{held}, the blocks that the file holds tensors of")));
+    }
+    Ok(())
 }
 
 /// Width of a head.

@@ -26,6 +26,8 @@ use config::{Described, PROJECTORS, Pair};
 use container::GgufFile;
 use tokenizer::Vocabulary;
 
+const TOKENIZER: &str = "tokenizer.json";
+
 /// The two files of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GgufPair {
@@ -107,7 +109,12 @@ impl GgufPair {
         if decoder.metadata().text("general.architecture")? == "llama" {
             names::unpermute(&mut decoder_tensors, config::head_dim(decoder.metadata())?);
         }
-        let vocabulary = Vocabulary::read(decoder.metadata())?;
+        let name = self.decoder.file_stem().unwrap_or_default().to_string_lossy();
+        let beside = ModelFiles::described(&name, &self.decoder, Vec::new());
+        let label = beside.label(TOKENIZER);
+        let beside = beside.json(TOKENIZER)?;
+        let beside = beside.as_ref().map(|json| (label.as_str(), json));
+        let vocabulary = Vocabulary::read(decoder.metadata(), beside)?;
         let pair = Pair {
             decoder: decoder.metadata(),
             projector: projector.metadata(),
@@ -123,11 +130,9 @@ impl GgufPair {
             ("generation_config.json", vocabulary.generation_config()),
         ];
         // The vocabulary may be of a kind that is not read if its other form lies beside the file.
-        let folder = self.decoder.parent().unwrap_or(Path::new(""));
-        if !folder.join("tokenizer.json").is_file() {
-            files.push(("tokenizer.json", vocabulary.tokenizer(spelled)?));
+        if beside.is_none() {
+            files.push((TOKENIZER, vocabulary.tokenizer(spelled)?));
         }
-        let name = self.decoder.file_stem().unwrap_or_default().to_string_lossy();
         let files = files.into_iter().map(|(n, v)| (n.to_owned(), v.to_string().into_bytes()));
         let files = ModelFiles::described(&name, &self.decoder, files.collect());
         let views = names::renamed(&decoder_tensors, &[names::DECODER])

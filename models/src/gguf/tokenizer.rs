@@ -4,7 +4,8 @@
 //! is named by `tokenizer.ggml.pre`) and `llama` (SentencePiece BPE, whose merges follow from the
 //! scores: of two neighbours, those whose union has the highest score are joined first).
 //!
-//! Where a `tokenizer.json` lies beside the file, that one is read instead.
+//! Where a `tokenizer.json` lies beside the file, that one is read instead; it also serves a file
+//! that holds no vocabulary.
 
 use std::collections::HashMap;
 
@@ -21,6 +22,10 @@ mod kind {
     /// Rows of the embedding table that no token has.
     pub(super) const UNUSED: i64 = 5;
 }
+
+const TOKENS: &str = "tokenizer.ggml.tokens";
+/// Far above any vocabulary.
+const MOST_TOKENS: usize = 1 << 22;
 
 /// How a byte-level vocabulary splits words.
 struct Split {
@@ -62,13 +67,23 @@ pub(super) struct Vocabulary<'a> {
 }
 
 impl<'a> Vocabulary<'a> {
-    /// Reads tokens and their kinds.
+    /// Reads tokens and their kinds; of a file that has none, from `beside`, the `tokenizer.json`
+    /// that lies beside it.
     ///
     /// # Errors
     /// Lists that are missing or disagree.
-    pub(super) fn read(metadata: Metadata<'a>) -> Result<Self, ConfigError> {
-        const TOKENS: &str = "tokenizer.ggml.tokens";
+    pub(super) fn read(
+        metadata: Metadata<'a>,
+        beside: Option<(&str, &'a Value)>,
+    ) -> Result<Self, ConfigError> {
         const KINDS: &str = "tokenizer.ggml.token_type";
+        if metadata.get(TOKENS).is_none() {
+            let (file, json) = beside.ok_or_else(|| ConfigError::Format {
+                file: metadata.label().to_owned(),
+                reason: "holds no vocabulary; put the model's tokenizer.json beside it".into(),
+            })?;
+            return Self::of_json(metadata, file, json);
+        }
         let text = |v: &'a Value| v.as_str();
         let tokens: Option<Vec<&str>> = metadata.list(TOKENS)?.iter().map(text).collect();
         let tokens = tokens.ok_or_else(|| metadata.error(TOKENS, "a list of texts"))?;
@@ -87,6 +102,44 @@ impl<'a> Vocabulary<'a> {
         Ok(Self { metadata, tokens, kinds })
     }
 
+    /// The vocabulary of a `tokenizer.json`: that of its model, then the added tokens.
+    fn of_json(metadata: Metadata<'a>, file: &str, json: &'a Value) -> Result<Self, ConfigError> {
+        let wrong = |field: &str, expected: &str, found: &Value| ConfigError::Field {
+            file: file.to_owned(),
+            field: field.to_owned(),
+            expected: expected.to_owned(),
+            found: secateur_core::files::short(found),
+        };
+        let id = |value: &Value| {
+            let id = value.as_u64().and_then(|id| usize::try_from(id).ok());
+            id.filter(|id| *id < MOST_TOKENS)
+        };
+        let vocab = &json["model"]["vocab"];
+        let own: Option<Vec<(usize, &str, i64)>> = match vocab {
+            Value::Object(map) => {
+                map.iter().map(|(token, value)| Some((id(value)?, token.as_str(), 1))).collect()
+            }
+            // Unigram models list tokens with their scores.
+            Value::Array(list) if list.len() <= MOST_TOKENS => {
+                list.iter().enumerate().map(|(i, row)| Some((i, row[0].as_str()?, 1))).collect()
+            }
+            _ => None,
+        };
+        let own = own.ok_or_else(|| wrong("model.vocab", "tokens with their ids", vocab))?;
+        let added = &json["added_tokens"];
+        let rows = added.as_array().map_or(&[][..], Vec::as_slice).iter();
+        let more: Option<Vec<(usize, &str, i64)>> = rows
+            .map(|row| Some((id(&row["id"])?, row["content"].as_str()?, kind::CONTROL)))
+            .collect();
+        let more = more.ok_or_else(|| wrong("added_tokens", "tokens with their ids", added))?;
+        let count = own.iter().chain(&more).map(|(id, ..)| id + 1).max().unwrap_or(0);
+        let (mut tokens, mut kinds) = (vec![""; count], vec![kind::UNUSED; count]);
+        for (id, token, kind) in own.into_iter().chain(more) {
+            (tokens[id], kinds[id]) = (token, kind);
+        }
+        Ok(Self { metadata, tokens, kinds })
+    }
+
     /// Number of tokens.
     pub(super) fn len(&self) -> usize {
         self.tokens.len()
@@ -101,7 +154,7 @@ impl<'a> Vocabulary<'a> {
     pub(super) fn require(&self, token: &str) -> Result<usize, ConfigError> {
         self.id(token).ok_or_else(|| {
             let expected = format!("a vocabulary with the token `{token}`");
-            self.metadata.error("tokenizer.ggml.tokens", &expected)
+            self.metadata.error(TOKENS, &expected)
         })
     }
 
@@ -388,7 +441,7 @@ mod tests {
     #[test]
     fn merges_of_scores_join_as_sentence_piece_does() {
         let keys = sentence_piece();
-        let vocabulary = Vocabulary::read(Metadata::new("x.gguf", &keys)).expect("lists");
+        let vocabulary = Vocabulary::read(Metadata::new("x.gguf", &keys), None).expect("lists");
         let tokenizer = load(&vocabulary.tokenizer(None).expect("a tokenizer"));
         let scores = keys["tokenizer.ggml.scores"].as_array().expect("a list");
         let scores: HashMap<&str, f64> = vocabulary
@@ -410,10 +463,35 @@ mod tests {
     #[test]
     fn the_unknown_token_may_stand_for_a_picture() {
         let keys = sentence_piece();
-        let vocabulary = Vocabulary::read(Metadata::new("x.gguf", &keys)).expect("lists");
+        let vocabulary = Vocabulary::read(Metadata::new("x.gguf", &keys), None).expect("lists");
         let tokenizer = load(&vocabulary.tokenizer(Some((0, "<image>"))).expect("a tokenizer"));
         let ids = tokenizer.encode("<image><image>", false).expect("it encodes");
         assert_eq!(ids.get_ids(), [0, 0]);
+    }
+
+    #[test]
+    fn a_file_without_a_vocabulary_takes_that_of_the_tokenizer_beside_it() {
+        let keys = BTreeMap::from([("tokenizer.ggml.model".into(), json!("no_vocab"))]);
+        let metadata = Metadata::new("x.gguf", &keys);
+        let error = Vocabulary::read(metadata, None).err().expect("refused").to_string();
+        assert!(error.contains("x.gguf") && error.contains("tokenizer.json"), "{error}");
+        let json = json!({
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 2}},
+            "added_tokens": [{"id": 3, "content": "<image>", "special": true}]
+        });
+        let vocabulary = Vocabulary::read(metadata, Some(("tokenizer.json", &json)));
+        let vocabulary = vocabulary.expect("the one beside");
+        assert_eq!((vocabulary.len(), vocabulary.id("b")), (4, Some(2)));
+        assert_eq!(vocabulary.require("<image>").expect("added"), 3);
+        for (field, json) in [
+            ("model.vocab", json!({"model": {"vocab": {"a": 1u64 << 40}}})),
+            ("model.vocab", json!({"model": 3})),
+            ("added_tokens", json!({"model": {"vocab": {}}, "added_tokens": [{"id": -1}]})),
+        ] {
+            let error = Vocabulary::read(metadata, Some(("t.json", &json))).err().expect("refused");
+            let error = error.to_string();
+            assert!(error.contains("t.json") && error.contains(field), "{error}");
+        }
     }
 
     #[test]
@@ -425,7 +503,8 @@ mod tests {
             ("tokenizer.ggml.token_type", json!([1])),
         ] {
             let old = keys.insert(key.into(), value).expect("the key was there");
-            let read = |keys| Vocabulary::read(Metadata::new("x.gguf", keys))?.tokenizer(None);
+            let read =
+                |keys| Vocabulary::read(Metadata::new("x.gguf", keys), None)?.tokenizer(None);
             let error = read(&keys).expect_err("refused").to_string();
             assert!(error.contains("x.gguf") && error.contains(key), "{error}");
             keys.insert(key.into(), old);

@@ -8,6 +8,9 @@
 //! - Every error names the file.
 
 pub mod generation;
+mod guard;
+mod jinja;
+mod special;
 pub mod template;
 pub mod tokenizer;
 
@@ -15,8 +18,9 @@ use secateur_core::error::ConfigError;
 use secateur_core::files::ModelFiles;
 
 pub use generation::{Generation, SamplingDefaults};
+pub use special::SpecialTokens;
 pub use template::{ChatTemplate, Message, Part};
-pub use tokenizer::{DecodeStream, SpecialTokens, Tokenizer};
+pub use tokenizer::{DecodeStream, Tokenizer};
 
 /// The text side of a model.
 #[derive(Debug)]

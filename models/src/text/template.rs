@@ -1,31 +1,24 @@
 //! Chat templates: messages with pictures to the one text that a model reads.
 //!
 //! Invariants
-//! - Templates run in a sandbox of their own: they see the messages, the named special tokens and
-//!   four helpers (`raise_exception`, `strftime_now`, `tojson`, Python's string and dict methods),
-//!   and nothing of the machine but the clock.
-//! - Whitespace rules are those of transformers: `trim_blocks` and `lstrip_blocks` on.
+//! - Templates see the messages, the named special tokens, `raise_exception` and `strftime_now`,
+//!   and nothing of the machine but the clock; what they use up has limits ([`super::jinja`]).
+//! - A template that takes the words of a message as one text gets them so, with the placeholders
+//!   of pictures in it, in the form that the family's own template gives them.
+//! - Errors name the template's file.
 //!
 //! Where a folder has several: `chat_template.jinja`, then `chat_template.json` (processors), then
 //! `tokenizer_config.json`, then the fallback of the family.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, ErrorKind, Value as Jinja, context};
 use secateur_core::error::{ConfigError, RunError};
 use secateur_core::files::ModelFiles;
-use serde::Serialize;
 use serde_json::Value;
 
 use super::SpecialTokens;
-
-const NAME: &str = "chat";
+use super::jinja::{Dict, Limits, Template, Value as Jinja};
 
 /// One part of a message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The next picture.
     Image,
@@ -46,7 +39,7 @@ impl Part {
 }
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
@@ -69,16 +62,37 @@ impl Message {
     }
 }
 
+/// How a template takes what a message holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Content {
+    /// A list of parts.
+    Parts,
+    /// A list of parts of words, with placeholders among the words.
+    Marked(Media),
+    /// One text.
+    Text(Media),
+}
+
+/// What stands for a picture and for a video in a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Media {
+    image: String,
+    video: String,
+}
+
 /// A compiled template.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    template: Template,
     origin: String,
     special: SpecialTokens,
+    content: Content,
+    limits: Limits,
 }
 
 impl ChatTemplate {
-    /// Reads the template of a folder, or takes `fallback`.
+    /// Reads the template of a folder, or takes `fallback`, which is the family's own and takes
+    /// parts.
     ///
     /// # Errors
     /// A malformed file, or a template that does not compile (with its line).
@@ -87,14 +101,14 @@ impl ChatTemplate {
         fallback: &str,
         special: &SpecialTokens,
     ) -> Result<Self, ConfigError> {
-        let (origin, source) = match find(files)? {
-            Some((file, source)) => (files.label(file), source),
-            None => ("the template of the family".to_owned(), fallback.to_owned()),
-        };
-        Self::compile(origin, &source, special)
+        let own = Self::compile("the template of the family".to_owned(), fallback, special)?;
+        let Some((file, source)) = find(files)? else { return Ok(own) };
+        let mut found = Self::compile(files.label(file), &source, special)?;
+        found.content = found.form(&own);
+        Ok(found)
     }
 
-    /// Compiles a template; `origin` names it in errors.
+    /// Compiles a template that takes parts; `origin` names it in errors.
     ///
     /// # Errors
     /// If it does not compile.
@@ -103,18 +117,21 @@ impl ChatTemplate {
         source: &str,
         special: &SpecialTokens,
     ) -> Result<Self, ConfigError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| failed(&origin, &e))?);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, without_generation_marks(source))
-            .map_err(|e| failed(&origin, &e))?;
-        Ok(Self { environment, origin, special: special.clone() })
+        Self::limited(origin, source, special, Limits::DEFAULT)
+    }
+
+    fn limited(
+        origin: String,
+        source: &str,
+        special: &SpecialTokens,
+        limits: Limits,
+    ) -> Result<Self, ConfigError> {
+        let template = Template::compile(source, limits).map_err(|error| ConfigError::Format {
+            file: origin.clone(),
+            reason: format!("the chat template does not compile: {error}"),
+        })?;
+        let special = special.clone();
+        Ok(Self { template, origin, special, content: Content::Parts, limits })
     }
 
     /// The file it stands in.
@@ -127,26 +144,98 @@ impl ChatTemplate {
     /// # Errors
     /// What the template raises: a role order that it refuses, a part that it does not know.
     pub fn render(&self, messages: &[Message], generate: bool) -> Result<String, RunError> {
-        let error =
-            |e: minijinja::Error| RunError::Prompt(format!("{}: chat template: {e}", self.origin));
-        let template = self.environment.get_template(NAME).map_err(error)?;
-        let special: Jinja = self.special.iter().collect();
-        let values = context! {
-            messages => Jinja::from(Serde(messages)),
-            add_generation_prompt => generate,
-            tools => (),
-            documents => (),
-            ..special
+        self.render_as(&self.content, messages, generate)
+    }
+
+    fn render_as(
+        &self,
+        content: &Content,
+        messages: &[Message],
+        generate: bool,
+    ) -> Result<String, RunError> {
+        let context = || {
+            let messages = messages.iter().map(|message| value(message, content)).collect();
+            let named = Dict::default()
+                .with("messages", Jinja::list_of(messages))
+                .with("tools", Jinja::None)
+                .with("documents", Jinja::None)
+                .with("add_generation_prompt", Jinja::Bool(generate));
+            self.special.iter().fold(named, |all, (name, text)| all.with(name, Jinja::text(text)))
         };
-        template.render(values).map_err(error)
+        self.template
+            .render(context, self.limits)
+            .map_err(|e| RunError::Prompt(format!("{}: chat template: {e}", self.origin)))
+    }
+
+    /// How this template takes what a message holds, found by showing it words and pictures; `own`
+    /// says what stands for a picture.
+    fn form(&self, own: &ChatTemplate) -> Content {
+        // A letter of private use: no template prints it by itself.
+        const WORDS: &str = "\u{e0f0}words";
+        let shown = |template: &ChatTemplate, content: &Content, first: Option<Part>| {
+            let content_of = first.into_iter().chain([Part::text(WORDS)]).collect();
+            let message = Message { role: "user".into(), content: content_of };
+            template.render_as(content, &[message], true).ok()
+        };
+        let parts = shown(self, &Content::Parts, None);
+        // A list that is printed shows its keys.
+        let is_list = |text: &String| {
+            text.contains(WORDS) && !["'type'", "\"type\""].iter().any(|key| text.contains(key))
+        };
+        let takes_parts = parts.as_ref().is_some_and(is_list);
+        let takes = |part: Part| shown(self, &Content::Parts, Some(part)) != parts;
+        if takes_parts && takes(Part::Image) {
+            return Content::Parts;
+        }
+        let stand_in = |part: Part| {
+            let without = shown(own, &Content::Parts, None)?;
+            let with = shown(own, &Content::Parts, Some(part))?;
+            let head = with.bytes().zip(without.bytes()).take_while(|(a, b)| a == b).count();
+            let length = with.len().checked_sub(without.len())?;
+            with.get(head..head + length).map(str::to_owned).filter(|text| !text.is_empty())
+        };
+        let Some(image) = stand_in(Part::Image) else { return Content::Parts };
+        let video = stand_in(Part::Video).unwrap_or_else(|| image.clone());
+        let media = Media { image, video };
+        if takes_parts {
+            return Content::Marked(media);
+        }
+        let text = Content::Text(media);
+        match shown(self, &text, None) {
+            Some(prompt) if prompt.contains(WORDS) => text,
+            _ => Content::Parts,
+        }
     }
 }
 
-fn failed(origin: &str, error: &minijinja::Error) -> ConfigError {
-    ConfigError::Format {
-        file: origin.to_owned(),
-        reason: format!("the chat template does not compile: {error}"),
-    }
+/// A message as a template sees it.
+fn value(message: &Message, content: &Content) -> Jinja {
+    let kind = |kind: &str| Dict::default().with("type", Jinja::text(kind));
+    let words = |text: &str| Jinja::of(kind("text").with("text", Jinja::text(text)));
+    let mark = |part: &Part, media: &Media| match part {
+        Part::Image => media.image.clone(),
+        Part::Video => media.video.clone(),
+        Part::Text { text } => text.clone(),
+    };
+    let parts = message.content.iter();
+    let content = match content {
+        Content::Parts => Jinja::list_of(
+            parts
+                .map(|part| match part {
+                    Part::Image => Jinja::of(kind("image")),
+                    Part::Video => Jinja::of(kind("video")),
+                    Part::Text { text } => words(text),
+                })
+                .collect(),
+        ),
+        Content::Marked(media) => {
+            Jinja::list_of(parts.map(|part| words(&mark(part, media))).collect())
+        }
+        Content::Text(media) => {
+            Jinja::text(parts.map(|part| mark(part, media)).collect::<String>())
+        }
+    };
+    Jinja::of(Dict::default().with("role", Jinja::text(&*message.role)).with("content", content))
 }
 
 /// The first template that a folder has.
@@ -192,161 +281,12 @@ fn named(value: &Value) -> Option<String> {
     }
 }
 
-/// `{% generation %}` marks what training is masked to; it prints nothing.
-fn without_generation_marks(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(end) = rest[start..].find("%}").map(|e| start + e + 2) else { break };
-        out.push_str(&rest[..start]);
-        let tag = &rest[start..end];
-        let word = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
-        match word {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[end..];
-    }
-    out.push_str(rest);
-    out
-}
-
-fn raise_exception(message: String) -> Result<String, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// JSON as Python's `json.dumps` writes it: `", "` and `": "`, no escapes for HTML; but keys stand
-/// in alphabetical order.
-fn to_json(value: &Jinja, indent: Option<usize>) -> Result<Jinja, minijinja::Error> {
-    let bad = |e: serde_json::Error| {
-        minijinja::Error::new(ErrorKind::BadSerialization, "not JSON").with_source(e)
-    };
-    let value = serde_json::to_value(value).map_err(bad)?;
-    let mut out = String::new();
-    write_json(&value, indent, 0, &mut out);
-    Ok(Jinja::from_safe_string(out))
-}
-
-fn write_json(value: &Value, indent: Option<usize>, depth: usize, out: &mut String) {
-    let line = |out: &mut String, depth: usize| {
-        if let Some(indent) = indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', indent * depth));
-        }
-    };
-    let comma = if indent.is_some() { "," } else { ", " };
-    match value {
-        Value::Array(list) if !list.is_empty() => {
-            out.push('[');
-            for (i, item) in list.iter().enumerate() {
-                if i > 0 {
-                    out.push_str(comma);
-                }
-                line(out, depth + 1);
-                write_json(item, indent, depth + 1, out);
-            }
-            line(out, depth);
-            out.push(']');
-        }
-        Value::Object(map) if !map.is_empty() => {
-            out.push('{');
-            for (i, (key, item)) in map.iter().enumerate() {
-                if i > 0 {
-                    out.push_str(comma);
-                }
-                line(out, depth + 1);
-                out.push_str(&Value::from(key.as_str()).to_string());
-                out.push_str(": ");
-                write_json(item, indent, depth + 1, out);
-            }
-            line(out, depth);
-            out.push('}');
-        }
-        leaf => out.push_str(&leaf.to_string()),
-    }
-}
-
-/// The time now in UTC, in the `strftime` letters that templates use.
-fn strftime_now(format: &str) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    strftime(format, now)
-}
-
-fn strftime(format: &str, unix_seconds: u64) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] =
-        ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let (days, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    let (year, month, day) = civil(days);
-    let (weekday, name) = (DAYS[(days % 7) as usize], MONTHS[month - 1]);
-    let mut out = String::new();
-    let mut letters = format.chars();
-    while let Some(c) = letters.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match letters.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&format!("{:02}", year % 100)),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('B') => out.push_str(name),
-            Some('b') => out.push_str(&name[..3]),
-            Some('A') => out.push_str(weekday),
-            Some('a') => out.push_str(&weekday[..3]),
-            Some('H') => out.push_str(&format!("{:02}", second / 3600)),
-            Some('M') => out.push_str(&format!("{:02}", second / 60 % 60)),
-            Some('S') => out.push_str(&format!("{:02}", second % 60)),
-            Some('%') => out.push('%'),
-            Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
-        }
-    }
-    out
-}
-
-/// Year, month and day of a count of days since 1970-01-01 (Gregorian).
-fn civil(days: u64) -> (u64, usize, u64) {
-    // Years are counted from March, so that the leap day is the last of its year.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month as usize, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn template(source: &str) -> ChatTemplate {
         ChatTemplate::compile("test".into(), source, &SpecialTokens::default()).unwrap()
-    }
-
-    #[test]
-    fn days_are_civil() {
-        assert_eq!(strftime("%Y-%m-%d %A %H:%M:%S", 0), "1970-01-01 Thursday 00:00:00");
-        assert_eq!(strftime("%d %b %y", 951_782_400), "29 Feb 00");
-        assert_eq!(strftime("%a %d %B %Y", 1_700_000_000), "Tue 14 November 2023");
     }
 
     #[test]
@@ -359,7 +299,7 @@ mod tests {
     fn a_template_can_refuse() {
         let t = template("{{ raise_exception('roles must alternate') }}");
         let error = t.render(&[], true).unwrap_err().to_string();
-        assert!(error.contains("roles must alternate"), "{error}");
+        assert_eq!(error, "prompt: test: chat template: line 1: roles must alternate");
     }
 
     #[test]
@@ -384,6 +324,98 @@ mod tests {
     fn json_is_written_as_python_does() {
         let t = template("{{ messages[0] | tojson }}");
         let json = t.render(&[Message::words("user", "a < \"b\"")], false).unwrap();
-        assert_eq!(json, r#"{"content": [{"text": "a < \"b\"", "type": "text"}], "role": "user"}"#);
+        assert_eq!(json, r#"{"role": "user", "content": [{"type": "text", "text": "a < \"b\""}]}"#);
+    }
+
+    /// A family's own template: a word for a picture, in front of what was said.
+    const OWN: &str = "{% for m in messages %}{% for p in m.content %}\
+        {% if p.type == 'image' %}<image>\n{% elif p.type == 'video' %}<video>{% else %}{{ p.text }}\
+        {% endif %}{% endfor %}{% endfor %}";
+
+    fn beside_own(source: &str) -> ChatTemplate {
+        let mut found = template(source);
+        found.content = found.form(&template(OWN));
+        found
+    }
+
+    #[test]
+    fn a_template_of_texts_gets_the_placeholder_in_the_text() {
+        let message = Message::user(2, 1, "Why?");
+        for source in [
+            "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}",
+            "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}",
+            "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}{% endfor %}",
+            "{% for m in messages %}{% if m.content is not string %}{{ raise_exception('no') }}\
+             {% endif %}{{ m.role }}: {{ m.content }}{% endfor %}",
+            // Takes parts and passes over those that are no words.
+            "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{{ p.text }}{% endfor %}\
+             {% endfor %}",
+        ] {
+            let prompt = beside_own(source).render(&[message.clone()], true).unwrap();
+            assert_eq!(prompt, "user: <image>\n<image>\n<video>Why?", "{source}");
+        }
+        // What takes parts, pictures too, gets parts.
+        let source = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}\
+            {% for p in m.content %}{{ p.text or '[' ~ p.type ~ ']' }}{% endfor %}{% endif %}\
+            {% endfor %}";
+        let prompt = beside_own(source).render(&[message], true).unwrap();
+        assert_eq!(prompt, "[image][image][video]Why?");
+    }
+
+    #[test]
+    fn what_a_template_uses_up_has_limits_and_the_error_names_the_file() {
+        const SOURCE: &str = "{% for i in range(1000) %}{{ i ~ ', ' }}{% endfor %}";
+        let none = SpecialTokens::default();
+        let render = |source: &str, limits: Limits| {
+            let file = "m/chat_template.jinja".to_owned();
+            ChatTemplate::limited(file, source, &none, limits)
+                .map_err(|e| e.to_string())
+                .and_then(|t| t.render(&[], true).map_err(|e| e.to_string()))
+        };
+        assert!(render(SOURCE, Limits::DEFAULT).unwrap().ends_with("999, "));
+        let nested = format!("{}1{}", "(1 + ".repeat(40), ")".repeat(40));
+        let calls = "{% macro m(n) %}{{ n }}{% if n %}{{ m(n - 1) }}{% endif %}{% endmacro %}\
+            {{ m(90) }}";
+        for (source, limits, words) in [
+            (SOURCE, Limits { fuel: 2000, ..Limits::DEFAULT }, "more than 2000 steps"),
+            (SOURCE, Limits { text: 1000, ..Limits::DEFAULT }, "more than 1000 bytes"),
+            (SOURCE, Limits { source: 20, ..Limits::DEFAULT }, "read are 20"),
+            (calls, Limits { depth: 50, ..Limits::DEFAULT }, "more than 50 calls"),
+            (
+                &format!("{{{{ {nested} }}}}"),
+                Limits { depth: 20, ..Limits::DEFAULT },
+                "more than 20",
+            ),
+            ("{{ 'a' * 10 ** 9 }}", Limits::DEFAULT, "bytes"),
+            ("{{ '%999999999d' % 1 }}", Limits::DEFAULT, "bytes"),
+            ("{{ '{:>999999999}'.format(1) }}", Limits::DEFAULT, "bytes"),
+            ("{{ [0] * 10 ** 9 }}", Limits::DEFAULT, "steps"),
+            ("{{ range(10 ** 9) }}", Limits::DEFAULT, "range"),
+        ] {
+            let error = render(source, limits).unwrap_err();
+            assert!(error.contains("m/chat_template.jinja") && error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn nesting_ends_in_an_error_at_the_real_limits() {
+        let deep = |n: usize| format!("{{{{ {}1{} }}}}", "(".repeat(n), ")".repeat(n));
+        assert_eq!(template(&deep(50)).render(&[], true).unwrap(), "1");
+        let long = format!("{{{{ 1{} }}}}", " + 1".repeat(200));
+        assert_eq!(template(&long).render(&[], true).unwrap(), "201");
+        let none = SpecialTokens::default();
+        for source in [deep(100_000), format!("{{{{ 1{} }}}}", " + 1".repeat(100_000))] {
+            let error = ChatTemplate::compile("test".into(), &source, &none).unwrap_err();
+            assert!(error.to_string().contains("deep"), "{error}");
+        }
+        // A macro that calls itself, a list that holds itself one deeper each time.
+        for source in [
+            "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+            "{% set n = namespace(x=[]) %}{% for i in range(9999) %}{% set n.x = [n.x] %}{% endfor %}",
+            "{% for i in [[0]] recursive %}{{ loop([[0]]) }}{% endfor %}",
+        ] {
+            let error = template(source).render(&[], true).unwrap_err().to_string();
+            assert!(error.contains("nest"), "{source}: {error}");
+        }
     }
 }

@@ -426,3 +426,91 @@ fn names_from_the_network_stay_in_the_cache() {
     let names: Vec<_> = support::tree(folder.path()).into_keys().collect();
     assert!(!names.iter().any(|n| n.to_string_lossy().contains("stray")), "{names:?}");
 }
+
+/// Puts files of the model into the cache as other tools leave them: whole, and without marks of
+/// what the repository does not have.
+fn left_behind(folder: &Path, files: &[&str]) {
+    let cached = cached(folder, "tiny");
+    let snapshot = cached.join("snapshots").join(COMMIT);
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(cached.join("refs")).unwrap();
+    fs::write(cached.join("refs/main"), COMMIT).unwrap();
+    for file in files {
+        fs::copy(model().join(file), snapshot.join(file)).unwrap();
+    }
+}
+
+#[test]
+fn a_cache_that_another_tool_left_partial_is_completed() {
+    let all: Vec<String> = support::tree(&model())
+        .into_keys()
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    let but = |left_out: &str| -> Vec<&str> {
+        all.iter().map(String::as_str).filter(|name| *name != left_out).collect()
+    };
+    for files in [
+        vec!["config.json"],
+        vec!["config.json", WEIGHTS],
+        vec!["config.json", "tokenizer.json", WEIGHTS],
+        but("preprocessor_config.json"),
+        but("tokenizer_config.json"),
+        but("tokenizer.json"),
+    ] {
+        let (folder, hub) = (support::pictures(1), Hub::start(Fault::None));
+        left_behind(folder.path(), &files);
+        let tokens = ["tokens", "-m", "tests/tiny", "--size", "64x64"];
+        let (code, _, err) = texts(&hub.run(folder.path(), &[], &tokens));
+        assert_eq!(code, 0, "{files:?}: {err}");
+        let (code, out, err) = hub.ask(folder.path(), "tests/tiny", &[]);
+        assert_eq!((code, out), (0, expected(folder.path())), "{files:?}: {err}");
+        let moved = hub.seen().iter().filter(|a| is_transfer(a)).count();
+        assert_eq!(moved, usize::from(!files.contains(&WEIGHTS)), "{files:?}");
+        let snapshot = cached(folder.path(), "tiny").join("snapshots").join(COMMIT);
+        assert_eq!(support::tree(&snapshot), support::tree(&model()), "{files:?}");
+        let before = hub.seen().len();
+        let (code, _, err) = hub.ask(folder.path(), "tests/tiny", &[]);
+        assert_eq!((code, hub.seen().len()), (0, before), "a whole cache asks nobody: {err}");
+    }
+}
+
+#[test]
+fn a_cache_that_suffices_serves_where_nobody_answers() {
+    let folder = support::pictures(1);
+    let files: Vec<String> = support::tree(&model())
+        .into_keys()
+        .map(|path| path.to_string_lossy().into_owned())
+        .collect();
+    left_behind(folder.path(), &files.iter().map(String::as_str).collect::<Vec<_>>());
+    let nobody = Hub { address: "127.0.0.1:1".into(), seen: Arc::default() };
+    let (code, out, err) = nobody.ask(folder.path(), "tests/tiny", &[]);
+    assert_eq!((code, out), (0, expected(folder.path())), "{err}");
+    assert!(err.contains("cannot reach") && err.contains("files in the cache"), "{err}");
+    let (code, _, err) = nobody.ask(folder.path(), "tests/tiny", &[("HF_HUB_OFFLINE", "1")]);
+    assert!(code == 0 && !err.contains("reach"), "{err}");
+}
+
+#[test]
+fn the_token_is_read_where_the_hubs_own_tools_read_it() {
+    const FILE: &str = "~/elsewhere";
+    for (files, env, is_found) in [
+        (&[][..], &[("HF_TOKEN", "good")][..], true),
+        (&[], &[("HUGGING_FACE_HUB_TOKEN", " good\n")], true),
+        (&[], &[("HF_TOKEN", "bad"), ("HUGGING_FACE_HUB_TOKEN", "good")], false),
+        (&[("hf/token", "good\n")], &[], true),
+        (&[("hf/token", "good")], &[("HF_HUB_CACHE", "other/cache")], true),
+        (&[("other/token", "good")], &[("HF_HUB_CACHE", "other/cache")], false),
+        (&[("elsewhere", "good"), ("hf/token", "bad")], &[("HF_TOKEN_PATH", FILE)], true),
+        (&[("elsewhere", "bad")], &[("HF_TOKEN_PATH", FILE), ("HF_TOKEN", "good")], true),
+        (&[], &[], false),
+    ] {
+        let (folder, hub) = (support::pictures(1), Hub::start(Fault::None));
+        for (path, token) in files {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, token).unwrap();
+        }
+        let (code, _, err) = hub.ask(folder.path(), "tests/gated", env);
+        assert_eq!(code == 0, is_found, "{files:?} {env:?}: {err}");
+    }
+}

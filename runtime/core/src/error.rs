@@ -34,6 +34,16 @@ pub enum WeightsError {
         /// Its shape.
         expected: String,
     },
+    /// A tensor that the model needs is in a shard that is not there.
+    #[error("{file}: tensor `{name}` is in `{shard}`, which is missing; is the download whole?")]
+    Shard {
+        /// The index that names the shard.
+        file: String,
+        /// Canonical name of the tensor.
+        name: String,
+        /// The missing file.
+        shard: String,
+    },
     /// A tensor of another shape than the configuration says.
     #[error("{file}: tensor `{name}` has shape {found}, the configuration needs {expected}")]
     Shape {

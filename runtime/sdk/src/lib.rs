@@ -61,7 +61,7 @@ pub use secateur_encoders::video::{self, Sampling as FrameSampling, VideoOptions
 pub use secateur_models::gguf::GgufPair;
 pub use secateur_models::{ModelOptions, VideoAdvance};
 pub use session::{Session, Stream};
-pub use source::{ModelSource, hub_cache};
+pub use source::{ModelSource, hub_cache, hub_token_path};
 pub use vlm::{EncoderParts, Vlm, VlmBuilder, parse_chain};
 
 /// The files of the built-in model.

@@ -121,13 +121,36 @@ impl From<&str> for ModelSource {
     }
 }
 
-/// The hub's cache: `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+/// The hub's cache: `HF_HUB_CACHE` (formerly `HUGGINGFACE_HUB_CACHE`), else `hub` in the hub's home.
 pub fn hub_cache() -> PathBuf {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    var("HF_HUB_CACHE")
-        .or_else(|| var("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| var("HOME").map(|home| home.join(".cache/huggingface/hub")))
-        .unwrap_or_else(|| PathBuf::from(".cache/huggingface/hub"))
+    variable("HF_HUB_CACHE")
+        .or_else(|| variable("HUGGINGFACE_HUB_CACHE"))
+        .unwrap_or_else(|| hub_home().join("hub"))
+}
+
+/// The file in which the hub's tools keep a token: `HF_TOKEN_PATH`, else `token` in the hub's home.
+pub fn hub_token_path() -> PathBuf {
+    variable("HF_TOKEN_PATH").unwrap_or_else(|| hub_home().join("token"))
+}
+
+/// `HF_HOME`, else `huggingface` in `XDG_CACHE_HOME`, else in `~/.cache`.
+fn hub_home() -> PathBuf {
+    variable("HF_HOME").unwrap_or_else(|| {
+        variable("XDG_CACHE_HOME")
+            .or_else(|| std::env::home_dir().map(|home| home.join(".cache")))
+            .unwrap_or_else(|| PathBuf::from(".cache"))
+            .join("huggingface")
+    })
+}
+
+/// A path in the environment, with `~` for the home folder as the hub's tools read it.
+fn variable(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)?;
+    let below_home = path.strip_prefix("~").ok().map(Path::to_path_buf);
+    Some(match (below_home, std::env::home_dir()) {
+        (Some(rest), Some(home)) => home.join(rest),
+        _ => path,
+    })
 }
 
 /// The hub's cache layout: `models--owner--name/refs/<revision>` names a commit, whose files lie

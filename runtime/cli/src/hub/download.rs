@@ -8,6 +8,8 @@
 //!   named last.
 //! - A file is fetched only by a name that is known here or that the index of the weights gives;
 //!   commit and ETag are checked before they become names in the cache.
+//! - What is in a snapshot already, by whatever tool, is not asked for again; what the repository
+//!   does not have is marked as the hub's tools mark it, so that it is asked for once.
 //! - One download of a repository at a time, by a lock in the cache's `.locks`.
 
 use std::collections::BTreeSet;
@@ -23,13 +25,15 @@ use sha2::{Digest, Sha256};
 
 use super::fault::{Asked, Trouble};
 use super::remote::{Announced, Listing, Remote, STALL};
-use super::{Needs, is_cached, is_plain};
+use super::{Held, Needs, held, is_plain};
 use crate::lock::Lock;
 use crate::output::{Console, Transfer};
 use crate::write::replace_one;
 
 /// The file that every model has.
 pub(super) const CONFIG: &str = "config.json";
+/// Another one that every model has.
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 /// Weights in one file.
 pub(super) const SINGLE: &str = "model.safetensors";
 /// Weights in several.
@@ -37,11 +41,12 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 /// The small files that are read. The one without which there is no model comes last, so that
 /// its entry in a snapshot means that the others have theirs.
-const SMALL: [&str; 10] = [
+pub(super) const SMALL: [&str; 11] = [
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "preprocessor_config.json",
     "processor_config.json",
     "video_preprocessor_config.json",
@@ -69,17 +74,25 @@ pub(super) fn download(
     let cache = secateur::hub_cache();
     let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
     let endpoint = endpoint.trim_end_matches('/').to_owned();
-    let token = token(&cache);
+    let token = token();
+    let name = format!("models--{}", id.replace('/', "--"));
+    let folder = cache.join(&name);
+    // A branch that is in the cache stays at its commit: what is missing is that commit's.
+    let known = source.path().ok().flatten().and_then(|snapshot| {
+        Some(snapshot.file_name()?.to_str()?.to_owned()).filter(|commit| is_plain(commit))
+    });
+    let branch = revision;
+    let revision = known.as_deref().unwrap_or(revision);
     let asked = Asked {
         id: id.to_owned(),
         revision: revision.to_owned(),
         endpoint,
         has_token: token.is_some(),
     };
-    let name = format!("models--{}", id.replace('/', "--"));
-    let folder = cache.join(&name);
     if token.as_ref().is_some_and(|token| !token.chars().all(|c| c.is_ascii_graphic())) {
-        return Err(asked.wrong("HF_TOKEN, or the stored token, has characters that no token has"));
+        return Err(asked.wrong(
+            "HF_TOKEN, HUGGING_FACE_HUB_TOKEN or the stored token has characters that no token has",
+        ));
     }
     let remote = Remote::new(asked.clone(), token, STALL);
     let Listing { commit, files } = remote.list()?;
@@ -88,7 +101,7 @@ pub(super) fn download(
     make_folder(&locks)?;
     let _lock = Lock::take(&locks.join("secateur.lock"), &folder)?;
     // Whoever held the lock before may have brought everything.
-    if is_cached(source, needs) {
+    if held(source, needs) == Held::Whole {
         return Ok(());
     }
     let what = format!("downloading {id} ({commit}) to {}", folder.display());
@@ -99,6 +112,7 @@ pub(super) fn download(
         transfer: Transfer::start(console, &what),
         entries: Vec::new(),
         staging: folder.join(".incomplete"),
+        snapshot: folder.join("snapshots").join(&commit),
         folder,
         commit,
     };
@@ -106,7 +120,13 @@ pub(super) fn download(
     if needs == Needs::Weights {
         download.weights()?;
     }
-    download.publish(revision)
+    download.publish((known.is_none() && branch != download.commit).then_some(branch))
+}
+
+/// The mark of a file that the repository does not have at the commit of `snapshot`.
+pub(super) fn absence(snapshot: &Path, name: &str) -> Option<PathBuf> {
+    let folder = snapshot.parent()?.parent()?.join(".no_exist");
+    Some(folder.join(snapshot.file_name()?).join(name))
 }
 
 /// A download in progress.
@@ -119,6 +139,8 @@ struct Download<'a> {
     staging: PathBuf,
     /// The repository's folder in the cache.
     folder: PathBuf,
+    /// The folder of the commit's files, as programs see them.
+    snapshot: PathBuf,
     commit: String,
     transfer: Transfer<'a>,
     /// Files whose content is in the cache, with the names of their blobs.
@@ -153,9 +175,12 @@ impl Download<'_> {
             ))),
             Some(INDEX) => {
                 self.files(vec![INDEX.to_owned()])?;
-                let etag = self.entries.last().map_or("", |(_, etag)| etag);
-                let shards =
-                    shard_names(&self.blob(etag)).map_err(|e| self.asked.wrong(&e.to_string()))?;
+                let own = self.snapshot.join(INDEX);
+                let index = match self.entries.last().filter(|(name, _)| name == INDEX) {
+                    Some((_, etag)) if !own.is_file() => self.blob(etag),
+                    _ => own,
+                };
+                let shards = shard_names(&index).map_err(|e| self.asked.wrong(&e.to_string()))?;
                 let strange = shards.iter().find(|n| !is_plain(n) || !self.listed.contains(*n));
                 if let Some(name) = strange {
                     return Err(self.asked.wrong(&format!(
@@ -172,6 +197,10 @@ impl Download<'_> {
     fn files(&mut self, names: Vec<String>) -> Result<()> {
         let mut wanted = Vec::new();
         for name in names {
+            // Put there whole, by this program or another.
+            if self.snapshot.join(&name).is_file() {
+                continue;
+            }
             let Announced { bytes, etag } = self.remote.announced(&self.commit, &name)?;
             // Another revision may have brought the same content.
             if !fs::metadata(self.blob(&etag)).is_ok_and(|m| m.len() == bytes) {
@@ -257,16 +286,26 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Makes the entries of the snapshot, then the branch.
-    fn publish(&self, revision: &str) -> Result<()> {
-        let snapshot = self.folder.join("snapshots").join(&self.commit);
-        make_folder(&snapshot)?;
+    /// Makes the entries of the snapshot and the marks of what there is not, then names the branch.
+    fn publish(&self, branch: Option<&str>) -> Result<()> {
+        make_folder(&self.snapshot)?;
         for (name, etag) in &self.entries {
-            let entry = snapshot.join(name);
+            let entry = self.snapshot.join(name);
             enter(&entry, etag).with_context(|| cannot_write(&entry))?;
         }
-        if revision != self.commit {
-            let branch = self.folder.join("refs").join(revision);
+        for name in SMALL.into_iter().filter(|name| !self.listed.contains(*name)) {
+            let Some(mark) = absence(&self.snapshot, name).filter(|mark| !mark.exists()) else {
+                continue;
+            };
+            make_folder(mark.parent().unwrap_or(&self.folder))?;
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(&mark)
+                .with_context(|| cannot_write(&mark))?;
+        }
+        if let Some(branch) = branch {
+            let branch = self.folder.join("refs").join(branch);
             make_folder(branch.parent().unwrap_or(&self.folder))?;
             replace_one(&branch, self.commit.as_bytes()).with_context(|| cannot_write(&branch))?;
         }
@@ -345,14 +384,12 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().map(|v| v.trim().to_owned()).filter(|v| !v.is_empty())
 }
 
-/// `HF_TOKEN`, else the file that `hf auth login` leaves beside the cache. With `HF_HUB_CACHE` the
-/// folder beside the cache is anybody's, and not asked.
-fn token(cache: &Path) -> Option<String> {
+/// Where the hub's own tools look: `HF_TOKEN`, the older `HUGGING_FACE_HUB_TOKEN`, then the file
+/// that `hf auth login` writes (`HF_TOKEN_PATH`, else `token` in `HF_HOME`), whatever the cache.
+fn token() -> Option<String> {
     let stored = || {
-        let is_own = variable("HF_HUB_CACHE").is_none();
-        let file = cache.parent().filter(|_| is_own)?.join("token");
-        let text = fs::read_to_string(file).ok()?;
+        let text = fs::read_to_string(secateur::hub_token_path()).ok()?;
         Some(text.trim().to_owned()).filter(|t| !t.is_empty())
     };
-    variable("HF_TOKEN").or_else(stored)
+    variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN")).or_else(stored)
 }

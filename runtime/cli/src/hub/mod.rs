@@ -40,7 +40,8 @@ pub(crate) fn fetch(
     let ModelSource::Hub { id, revision } = &source else { return Ok(()) };
     // What is no id fails where the model is opened, with the reason.
     let is_id = id.split('/').chain(revision.split('/')).all(is_plain);
-    if !is_id || is_cached(&source, needs) {
+    let held = held(&source, needs);
+    if !is_id || held == Held::Whole {
         return Ok(());
     }
     let forbidden = if is_offline {
@@ -54,7 +55,17 @@ pub(crate) fn fetch(
             .path()
             .map(|_| ())
             .map_err(|e| anyhow!("{e}; it is not downloaded because of {by}")),
-        None => download::download(&source, id, revision, needs, console),
+        // Another tool may have brought all that the repository has, or left out a file that
+        // decides: only the hub knows. Where it does not answer, what is there has to do.
+        None => match download::download(&source, id, revision, needs, console) {
+            Err(error) if held == Held::Enough => {
+                console.warn(&format!(
+                    "{error:#}; going on with the files in the cache, of which some may be missing"
+                ));
+                Ok(())
+            }
+            done => done,
+        },
     }
 }
 
@@ -73,17 +84,39 @@ pub(crate) fn fetch(model: Option<&str>, _: Needs, _: bool, _: &Console) -> Resu
     })
 }
 
-/// Whether every file that is read is in the cache. A folder alone says little: programs put
-/// files there one by one.
+/// What of a model is in the cache.
 #[cfg(feature = "hub")]
-fn is_cached(source: &ModelSource, needs: Needs) -> bool {
-    let Ok(Some(folder)) = source.path() else { return false };
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// Every file that the repository has, of those that are read.
+    Whole,
+    /// A model without which nothing runs; smaller files may be missing.
+    Enough,
+    /// Less.
+    Part,
+}
+
+/// What of a model is in the cache. A folder alone says little: programs put files there one by
+/// one. A file that the repository does not have is known by the mark that the hub's tools leave
+/// (`.no_exist/COMMIT/FILE`), and this program too.
+#[cfg(feature = "hub")]
+fn held(source: &ModelSource, needs: Needs) -> Held {
+    let Ok(Some(folder)) = source.path() else { return Held::Part };
     let has = |name: &str| folder.join(name).is_file();
+    let is_absent = |name: &str| download::absence(&folder, name).is_some_and(|m| m.is_file());
     let has_weights = || {
         let shards = secateur_core::weights::shard_names(&folder.join(download::INDEX));
         has(download::SINGLE) || shards.is_ok_and(|names| names.iter().all(|name| has(name)))
     };
-    has(download::CONFIG) && (needs == Needs::Description || has_weights())
+    if ![download::CONFIG, download::TOKENIZER].into_iter().all(has)
+        || (needs == Needs::Weights && !has_weights())
+    {
+        Held::Part
+    } else if download::SMALL.iter().all(|name| has(name) || is_absent(name)) {
+        Held::Whole
+    } else {
+        Held::Enough
+    }
 }
 
 /// Whether a word from the network or the keyboard can be one name in a path.

@@ -5,10 +5,13 @@
 //! - Names in files differ between releases; a family maps each to one canonical name
 //!   ([`Weights::renamed`]), and everything after asks by that.
 //! - A tensor is handed out only with the shape that the caller's configuration needs.
+//! - Only what is asked for is judged: a tensor of a type that is not read, or in a shard that is
+//!   not there, is an error for who needs it and for nobody else.
 //!
 //! Not here: packing for a kernel (`ops`), downloads (the command).
 
 mod blocks;
+mod shards;
 mod view;
 
 use std::collections::BTreeMap;
@@ -19,14 +22,59 @@ use half::{bf16, f16};
 use safetensors::SafeTensors;
 
 pub use blocks::BlockFormat;
+pub use shards::shard_names;
 pub use view::{Format, WeightFile, WeightView};
 
 use crate::error::WeightsError;
 use crate::tensor::DType;
 
+/// A tensor that a file holds or promises.
+#[derive(Clone)]
+enum Entry {
+    View(WeightView),
+    /// Of a type that is not read.
+    Unread {
+        file: Arc<str>,
+        name: Arc<str>,
+        dtype: Arc<str>,
+        shape: Arc<[usize]>,
+    },
+    /// In a shard that is not there.
+    Absent {
+        index: Arc<str>,
+        shard: Arc<str>,
+    },
+}
+
+impl Entry {
+    fn view(&self, name: &str) -> Result<&WeightView, WeightsError> {
+        match self {
+            Entry::View(view) => Ok(view),
+            Entry::Unread { file, name, dtype, .. } => Err(WeightsError::DType {
+                file: file.to_string(),
+                name: name.to_string(),
+                found: dtype.to_string(),
+            }),
+            Entry::Absent { index, shard } => Err(WeightsError::Shard {
+                file: index.to_string(),
+                name: name.to_owned(),
+                shard: shard.to_string(),
+            }),
+        }
+    }
+
+    fn shape(&self) -> Option<&[usize]> {
+        match self {
+            Entry::View(view) => Some(view.shape()),
+            Entry::Unread { shape, .. } => Some(shape),
+            Entry::Absent { .. } => None,
+        }
+    }
+}
+
 #[derive(Clone)]
 enum Source {
-    Files(BTreeMap<String, WeightView>),
+    Files(BTreeMap<String, Entry>),
     /// Values drawn from a seed for whatever is asked: benchmarks of a named shape.
     Random {
         seed: u64,
@@ -42,7 +90,8 @@ pub struct Weights {
 }
 
 impl Weights {
-    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`. A tensor that
+    /// stands in several shards is that of the last, as in transformers.
     ///
     /// # Errors
     /// Missing, truncated or inconsistent files, with the file's name.
@@ -53,8 +102,18 @@ impl Weights {
         if single.is_file() {
             load_file(&WeightFile::map(&single)?, &mut tensors)?;
         } else if index.is_file() {
-            for shard in shard_names(&index)? {
-                load_file(&WeightFile::map(&dir.join(shard))?, &mut tensors)?;
+            let label: Arc<str> = index.display().to_string().into();
+            for (shard, promised) in shards::read(&index)? {
+                let path = dir.join(&shard);
+                if path.is_file() {
+                    load_file(&WeightFile::map(&path)?, &mut tensors)?;
+                    continue;
+                }
+                let shard: Arc<str> = shard.into();
+                for name in promised {
+                    let absent = Entry::Absent { index: label.clone(), shard: shard.clone() };
+                    tensors.entry(name).or_insert(absent);
+                }
             }
         } else {
             return Err(WeightsError::Io {
@@ -80,7 +139,8 @@ impl Weights {
 
     /// Tensors that were found otherwise, under the names that a checkpoint would give them.
     pub fn from_views(label: &str, views: impl IntoIterator<Item = (String, WeightView)>) -> Self {
-        Self { label: label.into(), source: Source::Files(views.into_iter().collect()) }
+        let entries = views.into_iter().map(|(name, view)| (name, Entry::View(view)));
+        Self { label: label.into(), source: Source::Files(entries.collect()) }
     }
 
     /// Weights of any name and shape, drawn from `seed` (normal-like, standard deviation 0.02;
@@ -130,17 +190,19 @@ impl Weights {
     /// The tensor `name`, of exactly this shape.
     ///
     /// # Errors
-    /// [`WeightsError::Missing`] or [`WeightsError::Shape`].
+    /// [`WeightsError::Missing`] or [`WeightsError::Shape`]; [`WeightsError::DType`] and
+    /// [`WeightsError::Shard`] if it is there but cannot be read.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<WeightView, WeightsError> {
         let tensors = match &self.source {
             Source::Files(tensors) => tensors,
             Source::Random { seed, dtype } => return Ok(random_view(*seed, *dtype, name, shape)),
         };
-        let view = tensors.get(name).ok_or_else(|| WeightsError::Missing {
+        let entry = tensors.get(name).ok_or_else(|| WeightsError::Missing {
             file: self.label.to_string(),
             name: name.to_owned(),
             expected: format!("{shape:?}"),
         })?;
+        let view = entry.view(name)?;
         if view.shape() != shape {
             return Err(WeightsError::Shape {
                 file: view.file().to_owned(),
@@ -155,7 +217,7 @@ impl Weights {
     /// The tensor `name` if it is there, of exactly this shape.
     ///
     /// # Errors
-    /// [`WeightsError::Shape`].
+    /// As [`Weights::tensor`], but that it is missing.
     pub fn optional(
         &self,
         name: &str,
@@ -167,7 +229,7 @@ impl Weights {
     /// The shape of a tensor that is there.
     pub fn shape_of(&self, name: &str) -> Option<&[usize]> {
         match &self.source {
-            Source::Files(tensors) => tensors.get(name).map(WeightView::shape),
+            Source::Files(tensors) => tensors.get(name).and_then(Entry::shape),
             Source::Random { .. } => None,
         }
     }
@@ -179,65 +241,32 @@ impl std::fmt::Debug for Weights {
     }
 }
 
-/// The files that an index (`model.safetensors.index.json`) names, ascending.
-///
-/// # Errors
-/// Unreadable, no `weight_map`, a name that is not one of a file beside the index.
-pub fn shard_names(index: &Path) -> Result<Vec<String>, WeightsError> {
-    let io = |source| WeightsError::Io { path: index.to_path_buf(), source };
-    let format =
-        |reason: String| WeightsError::Format { file: index.display().to_string(), reason };
-    let text = std::fs::read_to_string(index).map_err(io)?;
-    let value: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| format(e.to_string()))?;
-    let map = value
-        .get("weight_map")
-        .and_then(|m| m.as_object())
-        .ok_or_else(|| format("no object `weight_map`".into()))?;
-    let mut shards = std::collections::BTreeSet::new();
-    for (tensor, shard) in map {
-        let shard = shard
-            .as_str()
-            .ok_or_else(|| format(format!("`{tensor}`: the shard is not a string")))?;
-        let plain = Path::new(shard).file_name().is_some_and(|n| n == shard);
-        if !plain {
-            return Err(format(format!("`{tensor}`: shard `{shard}` is outside the folder")));
-        }
-        shards.insert(shard.to_owned());
-    }
-    Ok(shards.into_iter().collect())
-}
-
-fn load_file(
-    file: &WeightFile,
-    tensors: &mut BTreeMap<String, WeightView>,
-) -> Result<(), WeightsError> {
+fn load_file(file: &WeightFile, tensors: &mut BTreeMap<String, Entry>) -> Result<(), WeightsError> {
     let wrong = |reason: String| WeightsError::Format { file: file.label().to_owned(), reason };
     let all = file.bytes();
     let parsed =
         SafeTensors::deserialize(all).map_err(|e| wrong(format!("not a safetensors file: {e}")))?;
+    let label: Arc<str> = file.label().into();
     for (name, tensor) in parsed.tensors() {
         let dtype = match tensor.dtype() {
-            safetensors::Dtype::F32 => DType::F32,
-            safetensors::Dtype::BF16 => DType::Bf16,
-            safetensors::Dtype::F16 => DType::F16,
-            // Integer tensors are buffers such as `position_ids`; no family reads one.
-            safetensors::Dtype::I64 | safetensors::Dtype::I32 | safetensors::Dtype::BOOL => {
-                continue;
-            }
-            other => {
-                return Err(WeightsError::DType {
-                    file: file.label().to_owned(),
-                    name,
-                    found: format!("{other:?}"),
-                });
-            }
+            safetensors::Dtype::F32 => Some(DType::F32),
+            safetensors::Dtype::BF16 => Some(DType::Bf16),
+            safetensors::Dtype::F16 => Some(DType::F16),
+            _ => None,
         };
-        let start = tensor.data().as_ptr() as usize - all.as_ptr() as usize;
-        let view = file.view(&name, Format::Plain(dtype), tensor.shape(), start)?;
-        if tensors.insert(name.clone(), view).is_some() {
-            return Err(wrong(format!("tensor `{name}` stands in two shards")));
-        }
+        let entry = match dtype {
+            Some(dtype) => {
+                let start = tensor.data().as_ptr() as usize - all.as_ptr() as usize;
+                Entry::View(file.view(&name, Format::Plain(dtype), tensor.shape(), start)?)
+            }
+            None => Entry::Unread {
+                file: label.clone(),
+                name: name.as_str().into(),
+                dtype: format!("{:?}", tensor.dtype()).into(),
+                shape: tensor.shape().into(),
+            },
+        };
+        tensors.insert(name, entry);
     }
     Ok(())
 }
