@@ -41,6 +41,50 @@ fn ask_reads_a_picture_from_stdin() {
 }
 
 #[test]
+fn ask_takes_files_beside_the_question_or_says_what_to_type() {
+    let folder = pictures(2);
+    let ask = |args: &[&str]| {
+        let args = [&["ask", "--max-tokens", "2", "--json"], args].concat();
+        texts(&run(folder.path(), &args))
+    };
+    let answer = |args: &[&str]| {
+        let (code, out, err) = ask(args);
+        assert_eq!(code, 0, "{args:?}: {err}");
+        let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+        (answer["question"].clone(), answer["report"]["pictures"].clone())
+    };
+    let flags = answer(&["-i", "in/001.png", "-i", "in/000.png", "What is it?"]);
+    assert_eq!(flags.1, serde_json::json!([[50, 25], [48, 24]]));
+    assert_eq!(answer(&["in/001.png", "in/000.png", "What is it?"]), flags);
+    assert_eq!(answer(&["in/001.png", "What is it?", "-i", "in/000.png"]), flags);
+    // A question may be a file's name, and may end like one.
+    put(&folder.path().join("why"), b"x");
+    for question in ["why", "What is in cat.png"] {
+        assert_eq!(answer(&[question, "-i", "in/000.png"]).0, question);
+    }
+    for (args, word) in [
+        (&["in/000.png"][..], "secateur ask cat.jpg"),
+        (&["no-such.png"], "question is missing"),
+        (&["in/000.png", "What", "is it?"], "put it in quotes"),
+        (&[], "secateur ask"),
+    ] {
+        let (code, _, err) = ask(args);
+        assert_eq!(code, 2, "{args:?}");
+        assert!(err.contains(word), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_placeholder_in_a_question_is_explained() {
+    let folder = pictures(1);
+    let (code, _, err) = texts(&run(folder.path(), &["ask", "in/000.png", "<image>\nWhat?"]));
+    assert_eq!(code, 1);
+    for word in ["the question holds `<image>`", "leave it out", "--raw-prompt"] {
+        assert!(err.contains(word), "{err}");
+    }
+}
+
+#[test]
 fn explain_says_the_same_of_text_and_file() {
     let folder = pictures(0);
     let toml = "[[stage]]\ntype = \"vtc_cls\"\nkeep = 64\n\n[[stage]]\ntype = \"fastv\"\nlayer = 2\nkeep = 0.5\n";
@@ -66,6 +110,12 @@ fn a_chain_that_does_not_fit_is_a_usage_error_that_says_why() {
         ("fastv:layer=400:keep=0.5", "layers 1 to"),
         ("vtc_cls:kep=3", "keep"),
         ("vct_cls:keep=3", "vtc_cls"),
+        ("vtc_cls:keep=0", "from 1 on"),
+        ("fastv:layer=2:retain=0", "from 1 on"),
+        ("debiased:iner={type=fastv;layer=2;keep=4}", "`iner` is unknown"),
+        ("vflowopt:stages=[{layr=2;keep=0.5}]", "`layr` is unknown"),
+        ("vision_zip:domnant=3", "`domnant` is unknown"),
+        ("pyramid_drop:layers=[1]:ratio_s=[0.5]", "`ratio_s` is unknown"),
         ("fastv:layer=2:keep=8,vtc_cls:keep=4", "order"),
         ("no/such/chain.toml", "chain.toml"),
     ] {
@@ -349,5 +399,90 @@ fn a_hub_id_that_is_not_in_the_cache_has_two_ways_out() {
         for word in ["not in the hub cache", "hf download tests/tiny", "--features hub"] {
             assert!(err.contains(word), "{word}: {err}");
         }
+    }
+}
+
+#[test]
+fn a_mistyped_variable_is_named_with_the_nearest_one() {
+    let folder = pictures(0);
+    let explain = |name: &str, args: &[&str]| {
+        let mut command = secateur(folder.path());
+        texts(&command.env(name, "8").arg("explain").args(args).output().unwrap())
+    };
+    let (code, _, err) = explain("SECATEUR_BATCH_SIZ", &[]);
+    assert_eq!(code, 0);
+    assert!(err.contains("SECATEUR_BATCH_SIZ is set"), "{err}");
+    assert!(err.contains("did you mean SECATEUR_BATCH_SIZE?"), "{err}");
+    for (name, args) in
+        [("SECATEUR_BATCH_SIZE", &[][..]), ("SECATEUR_BATCH_SIZ", &["-q"]), ("SECATEURX", &[])]
+    {
+        let (code, _, err) = explain(name, args);
+        assert_eq!((code, err.as_str()), (0, ""), "{name}");
+    }
+}
+
+#[test]
+fn explain_says_what_the_run_keeps_and_which_budgets_cut_nothing() {
+    let folder = pictures(0);
+    let mut square = image::RgbImage::new(256, 256);
+    square.enumerate_pixels_mut().for_each(|(x, y, p)| p.0 = [x as u8, y as u8, (x * y) as u8]);
+    square.save(folder.path().join("s.png")).unwrap();
+    let json = |args: &[&str]| -> serde_json::Value {
+        let (code, out, err) = texts(&run(folder.path(), args));
+        assert_eq!(code, 0, "{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    for (chain, note) in [
+        ("vtc_cls:keep=32,pool:keep=8", None),
+        ("vtc_cls:keep=999,grid:keep=9", Some("`keep=999` cuts nothing: 256 tokens are there")),
+        ("grid:retain=64,fastv:layer=2:keep=64", None),
+    ] {
+        let plan = json(&["explain", "--json", "--prune", chain]);
+        let ask = ["ask", "s.png", "What?", "--max-tokens", "1", "--json", "--prune", chain];
+        let ran = json(&ask);
+        let counts = |of: &serde_json::Value, keys: [&str; 2]| -> Vec<(u64, u64)> {
+            let number = |stage: &serde_json::Value, key: &str| stage[key].as_u64().unwrap();
+            let stages = of.as_array().unwrap().iter();
+            stages.map(|s| (number(s, keys[0]), number(s, keys[1]))).collect()
+        };
+        let planned = counts(&plan["stages"], ["tokens_in", "tokens_kept"]);
+        assert_eq!(planned, counts(&ran["report"]["stages"], ["before", "kept"]), "{chain}");
+        for notes in [&plan["notes"], &ran["report"]["notes"]] {
+            let said = notes.to_string();
+            assert_eq!(said.contains("cuts nothing"), note.is_some(), "{said}");
+            assert!(said.contains(note.unwrap_or_default()), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_limit_on_memory_makes_batches_smaller_or_says_what_is_needed() {
+    let folder = pictures(3);
+    let caption = |limit: &str| {
+        let args = ["caption", "in", "--format", "jsonl", "--max-tokens", "2", "--max-memory", limit];
+        texts(&run(folder.path(), &[&args[..], &["--jobs", "1"]].concat()))
+    };
+    let (code, out, err) = caption("16GiB");
+    assert_eq!((code, out.lines().count()), (0, 3), "{err}");
+    assert!(!err.contains("--max-memory"), "{err}");
+    let (code, out, err) = caption("1MiB");
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    for word in ["--max-memory 1 MiB", "needs about", "weights", "keys and values", "pictures"] {
+        assert!(err.contains(word), "{word}: {err}");
+    }
+    // Between the two lies a limit that one request fits and a usual batch does not.
+    let need = |err: &str| {
+        let mib = err.split("needs about ").nth(1).unwrap().split(' ').next().unwrap();
+        mib.parse::<u64>().unwrap()
+    };
+    let (code, out, err) = caption(&format!("{}MiB", need(&err) + 2));
+    assert_eq!((code, out.lines().count()), (0, 3), "{err}");
+    assert!(err.contains("in one pass instead of 8"), "{err}");
+    for command in ["ask", "inspect"] {
+        let mut args = vec![command, "-i", "in/000.png", "--max-memory", "1MiB"];
+        args.extend(if command == "ask" { vec!["What?"] } else { vec!["--out", "o.png"] });
+        let (code, _, err) = texts(&run(folder.path(), &args));
+        assert_eq!(code, 1, "{err}");
+        assert!(err.contains("needs about"), "{err}");
     }
 }

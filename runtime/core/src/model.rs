@@ -114,13 +114,20 @@ impl ModelInfo {
     /// The reason, for [`crate::error::ChainError::MissingSignal`].
     pub fn offers(&self, signal: &Signal) -> Result<(), String> {
         let kind = match signal {
-            Signal::ClsAttention { .. } if !self.encoder.cls => {
-                return Err(
-                    "the vision tower has no class token; `fallback = \"column_mean\"` reads \
-                            the attention received instead, `fallback = \"pooling_head\"` that of \
-                            SigLIP's pooling head"
-                        .into(),
-                );
+            Signal::ClsAttention { layer } if !self.encoder.cls => {
+                let ways = [
+                    (
+                        Signal::ColumnMean { layer: *layer },
+                        "; `fallback = \"column_mean\"` reads the attention received instead",
+                    ),
+                    (
+                        Signal::PoolingAttention,
+                        "; `fallback = \"pooling_head\"` reads that of SigLIP's pooling head",
+                    ),
+                ];
+                let offered = ways.iter().filter(|(signal, _)| self.offers(signal).is_ok());
+                let ways: String = offered.map(|(_, way)| *way).collect();
+                return Err(format!("the vision tower has no class token{ways}"));
             }
             Signal::ClsAttention { .. } => SignalKind::ClsAttention,
             Signal::ColumnMean { .. } => SignalKind::ColumnMean,
@@ -342,6 +349,15 @@ pub struct VisualLayout {
     pub sources: Vec<TokenSource>,
 }
 
+/// What stands for a clip in the text of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placeholder {
+    /// As it is written.
+    pub text: String,
+    /// Whether it stands for a video.
+    pub video: bool,
+}
+
 /// A prompt whose placeholders are expanded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prompt {
@@ -386,6 +402,12 @@ pub trait Family: Send + Sync + fmt::Debug {
     /// # Errors
     /// If the clips cannot stand in one request.
     fn layout(&self, pixels: &[&Pixels]) -> Result<VisualLayout, RunError>;
+
+    /// The placeholders of a prompt, left to right.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks the family's placeholder.
+    fn placeholders(&self, prompt: &str) -> Result<Vec<Placeholder>, RunError>;
 
     /// Tokenises a prompt whose placeholders stand for the clips, expanding each.
     ///

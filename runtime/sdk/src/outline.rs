@@ -6,25 +6,27 @@
 //!   (or a named shape, which has none) can be asked.
 //! - Tokens are counted by the processor and the layout that a run uses: the counts are a run's.
 
-use secateur_core::chain::{ChainSpec, Registry, ResolvedChain};
+use secateur_core::chain::{Registry, ResolvedChain};
 use secateur_core::clip::Clip;
 use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::tokens::TokenMap;
 use secateur_models::registry::Description;
-use secateur_models::{FamilyEntry, ModelOptions};
+use secateur_models::FamilyEntry;
 
+use crate::chains::ChainSource;
 use crate::error::Error;
+use crate::forecast::{Load, MemoryForecast, Sizes};
 
 /// A model that is described and not loaded. From [`crate::VlmBuilder::outline`].
 ///
 /// ```
-/// use secateur::{Clip, ModelSource, Vlm, parse_chain};
+/// use secateur::{Clip, ModelSource, Vlm};
 /// let outline = Vlm::builder(ModelSource::Embedded).outline()?;
 /// let picture = Clip::picture("grey", 640, 480, vec![128u8; 640 * 480 * 3])?;
 /// assert_eq!(outline.tokens(&[picture])?.len(), 256);
-/// assert!(outline.explain(&parse_chain("vtc_cls:keep=64")?)?.contains("256 -> 64"));
+/// assert!(outline.explain("vtc_cls:keep=64")?.contains("256 -> 64"));
 /// # Ok::<(), secateur::Error>(())
 /// ```
 #[derive(Debug)]
@@ -33,19 +35,20 @@ pub struct Outline {
     processor: Box<dyn Processor>,
     options: ProcessorOptions,
     registry: Registry,
+    sizes: Sizes,
 }
 
 impl Outline {
-    pub(crate) fn read(
+    pub(crate) fn new(
         files: &ModelFiles,
-        load: ModelOptions,
+        description: Description,
         options: ProcessorOptions,
         registry: Registry,
+        sizes: Sizes,
     ) -> Result<Self, Error> {
-        let description = secateur_models::registry::describe(files, load)?;
         let family = description.entry.model_type;
         let processor = secateur_encoders::processors::from_files(files, family)?;
-        Ok(Self { description, processor, options, registry })
+        Ok(Self { description, processor, options, registry, sizes })
     }
 
     /// Its row of the table of families.
@@ -62,16 +65,50 @@ impl Outline {
     ///
     /// # Errors
     /// Unknown pruners and parameters, layers and signals that the model does not have.
-    pub fn resolve(&self, spec: &ChainSpec) -> Result<ResolvedChain, Error> {
-        Ok(self.registry.build(spec.clone())?.resolve(self.info())?)
+    pub fn resolve(&self, chain: impl Into<ChainSource>) -> Result<ResolvedChain, Error> {
+        Ok(self.registry.build(chain.into().spec()?)?.resolve(self.info())?)
     }
 
     /// The planned chain as a table for people.
     ///
     /// # Errors
     /// As [`Outline::resolve`].
-    pub fn explain(&self, spec: &ChainSpec) -> Result<String, Error> {
-        Ok(self.resolve(spec)?.explain(self.info(), self.info().visual_tokens))
+    pub fn explain(&self, chain: impl Into<ChainSource>) -> Result<String, Error> {
+        Ok(self.resolve(chain)?.explain(self.info(), self.info().visual_tokens))
+    }
+
+    /// What a load under a chain needs of memory, weights included. An estimate.
+    ///
+    /// ```
+    /// use secateur::{Load, ModelSource, Vlm};
+    /// let outline = Vlm::builder(ModelSource::Embedded).outline()?;
+    /// let (one, eight) = (Load::default(), Load { requests: 8, ..Load::default() });
+    /// let need = |load| outline.forecast("vtc_cls:keep=64", load).map(|need| need.total());
+    /// assert!(need(&one)? < need(&eight)?);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Outline::resolve`].
+    pub fn forecast(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+    ) -> Result<MemoryForecast, Error> {
+        Ok(self.sizes.forecast(self.info(), &self.resolve(chain)?, load))
+    }
+
+    /// The most requests of a load that `limit` bytes have room for; `None` if not even one.
+    ///
+    /// # Errors
+    /// As [`Outline::resolve`].
+    pub fn most_requests(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+        limit: u64,
+    ) -> Result<Option<usize>, Error> {
+        Ok(self.sizes.most_requests(self.info(), &self.resolve(chain)?, load, limit))
     }
 
     /// The visual tokens of the pictures and videos of one request.
@@ -79,7 +116,7 @@ impl Outline {
     /// # Errors
     /// A picture that the model cannot take, or too many of them.
     pub fn tokens(&self, clips: &[Clip]) -> Result<TokenMap, Error> {
-        let pixels = pixels(&*self.processor, clips, &self.options)?;
+        let pixels = pixels(&*self.processor, &clips.iter().collect::<Vec<_>>(), &self.options)?;
         let views: Vec<&Pixels> = pixels.iter().collect();
         Ok(self.description.layout(&views)?.map)
     }
@@ -88,7 +125,7 @@ impl Outline {
 /// The pixels of a request's clips; how many pictures there are decides how some families cut them.
 pub(crate) fn pixels(
     processor: &dyn Processor,
-    clips: &[Clip],
+    clips: &[&Clip],
     options: &ProcessorOptions,
 ) -> Result<Vec<Pixels>, InputError> {
     let pictures = clips.iter().filter(|clip| clip.video().is_none()).count();

@@ -3,20 +3,25 @@
 use std::sync::Arc;
 
 use secateur_core::chain::{Build, Chain, ChainSpec, Registry, ResolvedChain};
+use secateur_core::clip::Clip;
 use secateur_core::error::ChainError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{
-    Encoder, EncoderInfo, Family, ModelInfo, Processor, ProcessorOptions, TowerSpec,
+    Encoder, EncoderInfo, Family, ModelInfo, Pixels, Processor, ProcessorOptions, TowerSpec,
 };
 use secateur_core::ops::cpu::CpuOps;
 use secateur_core::ops::{Ops, Precision};
+use secateur_core::tokens::TokenMap;
 use secateur_core::weights::Weights;
 use secateur_models::ModelOptions;
-use secateur_models::registry::{FamilyEntry, LoadedModel};
+use secateur_models::registry::{Description, FamilyEntry, LoadedModel};
 use secateur_models::text::TextModel;
 
+use crate::chains::ChainSource;
 use crate::error::Error;
-use crate::outline::Outline;
+use crate::forecast::{Load, MemoryForecast, Sizes};
+use crate::outline::{Outline, pixels};
+use crate::pipeline::guarded;
 use crate::session::Session;
 use crate::source::ModelSource;
 
@@ -32,6 +37,7 @@ pub(crate) struct Model {
     pub ops: Arc<dyn Ops>,
     pub registry: Registry,
     pub options: ProcessorOptions,
+    pub sizes: Sizes,
 }
 
 /// A loaded model. Cheap to clone, usable from several threads; each [`Session`] is one stream.
@@ -67,7 +73,7 @@ impl std::fmt::Debug for EncoderParts<'_> {
     }
 }
 
-type MakeEncoder = Box<dyn FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error>>;
+type MakeEncoder = Box<dyn FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + Send>;
 
 /// Settings of a model that is about to be opened.
 pub struct VlmBuilder {
@@ -113,8 +119,8 @@ impl Vlm {
     ///
     /// # Errors
     /// Unknown pruners and parameters, layers and signals that the model does not have.
-    pub fn resolve(&self, spec: &ChainSpec) -> Result<Arc<ResolvedChain>, Error> {
-        let chain: Chain = self.model.registry.build(spec.clone())?;
+    pub fn resolve(&self, chain: impl Into<ChainSource>) -> Result<Arc<ResolvedChain>, Error> {
+        let chain: Chain = self.model.registry.build(chain.into().spec()?)?;
         Ok(Arc::new(chain.resolve(self.info())?))
     }
 
@@ -122,8 +128,60 @@ impl Vlm {
     ///
     /// # Errors
     /// As [`Vlm::resolve`].
-    pub fn explain(&self, spec: &ChainSpec) -> Result<String, Error> {
-        Ok(self.resolve(spec)?.explain(self.info(), self.info().visual_tokens))
+    ///
+    /// ```
+    /// use secateur::{ModelSource, Vlm};
+    /// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+    /// assert!(vlm.explain("vtc_cls:keep=64")?.contains("256 -> 64"));
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    pub fn explain(&self, chain: impl Into<ChainSource>) -> Result<String, Error> {
+        Ok(self.resolve(chain)?.explain(self.info(), self.info().visual_tokens))
+    }
+
+    /// The visual tokens of the pictures and videos of one request, before any cut; nothing runs.
+    ///
+    /// ```
+    /// use secateur::{Clip, ModelSource, Vlm};
+    /// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+    /// let picture = Clip::picture("grey", 640, 480, vec![128u8; 640 * 480 * 3])?;
+    /// assert_eq!(vlm.tokens(&[picture])?.len(), 256);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A picture that the model cannot take, or too many of them.
+    pub fn tokens(&self, clips: &[Clip]) -> Result<TokenMap, Error> {
+        let model = &*self.model;
+        let clips: Vec<&Clip> = clips.iter().collect();
+        let pixels = pixels(&*model.processor, &clips, &model.options)?;
+        let views: Vec<&Pixels> = pixels.iter().collect();
+        Ok(model.family.layout(&views)?.map)
+    }
+
+    /// What a load under a chain needs of memory, weights included. An estimate.
+    ///
+    /// # Errors
+    /// As [`Vlm::resolve`].
+    pub fn forecast(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+    ) -> Result<MemoryForecast, Error> {
+        Ok(self.model.sizes.forecast(self.info(), &*self.resolve(chain)?, load))
+    }
+
+    /// The most requests of a load that `limit` bytes have room for; `None` if not even one.
+    ///
+    /// # Errors
+    /// As [`Vlm::resolve`].
+    pub fn most_requests(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+        limit: u64,
+    ) -> Result<Option<usize>, Error> {
+        Ok(self.model.sizes.most_requests(self.info(), &*self.resolve(chain)?, load, limit))
     }
 
     /// A stream of requests: an episode for pruners that carry state.
@@ -153,6 +211,20 @@ pub fn parse_chain(text: &str) -> Result<ChainSpec, Error> {
     let content = std::fs::read_to_string(text)
         .map_err(|e| ChainError::Parse { text: text.to_owned(), reason: e.to_string() })?;
     Ok(ChainSpec::from_toml(text, &content)?)
+}
+
+impl std::fmt::Debug for VlmBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VlmBuilder")
+            .field("source", &self.source)
+            .field("precision", &self.precision)
+            .field("threads", &self.threads)
+            .field("options", &self.options)
+            .field("load", &self.load)
+            .field("registry", &self.registry)
+            .field("own_encoder", &self.encoder.is_some())
+            .finish()
+    }
 }
 
 impl VlmBuilder {
@@ -197,7 +269,7 @@ impl VlmBuilder {
     #[must_use]
     pub fn encoder(
         mut self,
-        make: impl FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + 'static,
+        make: impl FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + Send + 'static,
     ) -> Self {
         self.encoder = Some(Box::new(make));
         self
@@ -225,6 +297,10 @@ impl VlmBuilder {
     /// # Errors
     /// Files that are missing, malformed or contradict one another, named with their field.
     pub fn open(self) -> Result<Vlm, Error> {
+        guarded(|| self.read())
+    }
+
+    fn read(self) -> Result<Vlm, Error> {
         let (files, weights) = self.source.open()?;
         let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
         // The configuration is checked before any weight is read.
@@ -242,7 +318,14 @@ impl VlmBuilder {
     /// # Errors
     /// As [`VlmBuilder::open`], as far as the configuration goes.
     pub fn outline(self) -> Result<Outline, Error> {
-        Outline::read(&self.source.files()?, self.load, self.options, self.registry)
+        let (files, weights) = self.source.open()?;
+        let elements = match (weights, files.path()) {
+            (Some(weights), _) => weights.elements(),
+            // A folder whose weights are still being copied is described all the same.
+            (None, Some(folder)) => Weights::open(folder).ok().and_then(|w| w.elements()),
+            (None, None) => None,
+        };
+        self.describe(&files, elements)
     }
 
     /// [`VlmBuilder::outline`] of a named shape.
@@ -250,7 +333,13 @@ impl VlmBuilder {
     /// # Errors
     /// An unknown shape.
     pub fn outline_shape(self, shape: &str) -> Result<Outline, Error> {
-        Outline::read(&shape_files(shape)?, self.load, self.options, self.registry)
+        self.describe(&shape_files(shape)?, None)
+    }
+
+    fn describe(self, files: &ModelFiles, elements: Option<u64>) -> Result<Outline, Error> {
+        let described = secateur_models::registry::describe(files, self.load)?;
+        let sizes = sizes(&described, elements, self.precision);
+        Outline::new(files, described, self.options, self.registry, sizes)
     }
 
     /// A model of a named shape with random weights, for benchmarks.
@@ -261,7 +350,7 @@ impl VlmBuilder {
         let files = shape_files(shape)?;
         let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
         let weights = Weights::random(seed, self.precision.dtype());
-        self.assemble(&files, weights, ops)
+        guarded(|| self.assemble(&files, weights, ops))
     }
 
     fn assemble(
@@ -270,6 +359,8 @@ impl VlmBuilder {
         weights: Weights,
         ops: Arc<dyn Ops>,
     ) -> Result<Vlm, Error> {
+        let described = secateur_models::registry::describe(files, self.load)?;
+        let sizes = sizes(&described, weights.elements(), self.precision);
         let LoadedModel { entry, family, tower, weights, text } =
             secateur_models::registry::load(files, weights, &ops, self.load)?;
         let mut info = family.info().clone();
@@ -310,9 +401,15 @@ impl VlmBuilder {
             ops,
             registry: self.registry,
             options: self.options,
+            sizes,
         };
         Ok(Vlm { model: Arc::new(model) })
     }
+}
+
+fn sizes(described: &Description, elements: Option<u64>, precision: Precision) -> Sizes {
+    let width = if precision == Precision::F32 { 4 } else { 2 };
+    Sizes { elements, intermediate: described.decoder().intermediate, width }
 }
 
 fn shape_files(shape: &str) -> Result<ModelFiles, Error> {

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, load};
-use secateur::{Clip, Frame, ModelOptions, Request, VideoAdvance, VideoInfo};
+use secateur::{Clip, Frame, Load, ModelOptions, Request, VideoAdvance, VideoInfo};
 
-use crate::args::{Advance, TraceArgs};
+use crate::args::{Advance, Medium, TraceArgs};
 use crate::hub::Needs;
 use crate::job;
 use crate::outcome::Outcome;
@@ -21,11 +21,11 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
     let mut request = Request::new(&args.prompt).chain(chain).max_tokens(args.max_tokens);
-    for path in &args.image {
-        request = request.clip(load(path, &limits)?);
-    }
-    if !args.frames.is_empty() {
-        request = request.clip(video(&args.frames, args.fps, &limits)?);
+    for medium in &args.media.0 {
+        request = request.clip(match medium {
+            Medium::File(path) | Medium::Word(path) => load(path, &limits)?,
+            Medium::Frames(frames) => video(frames, args.fps, &limits)?,
+        });
     }
     if args.raw_prompt {
         request = request.raw_prompt();
@@ -37,6 +37,9 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
         Some(path) => secateur::trace::read_histories(path)?,
         None => secateur::trace::Histories::default(),
     };
+    let load = Load { max_tokens: args.max_tokens, ..Load::default() };
+    let spec = job::chain(&args.chain)?;
+    job::most_requests(&args.model, &args.limits, &spec, &load, console)?;
     let vlm = open(args, console)?;
     let tensors = vlm.trace(&request, &histories)?;
     let bytes = tensors.to_safetensors().context("the tensors cannot be written")?;
