@@ -7,9 +7,11 @@
 //!   that the family's configuration shows for an absent one.
 //!
 //! Source: configuration classes of transformers 5.24. `rope_parameters` (new files) and
-//! `rope_scaling` with a top-level `rope_theta` (old files) are read alike.
+//! `rope_scaling` with a top-level `rope_theta` (old files) are read alike; where both are there
+//! the second counts, and nothing of the first.
 
 mod decoder;
+mod quantisation;
 mod vision;
 
 use secateur_core::error::ConfigError;
@@ -71,6 +73,14 @@ impl<'a> ConfigSource<'a> {
     ) -> Result<Self, ConfigError> {
         let root = Fields::root(files.label("config.json"), value)?;
         Ok(Self { files, root, options, value })
+    }
+
+    /// Refuses a model whose files say that its weights are quantised.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unsupported`] with the method.
+    pub(crate) fn refuse_quantised(&self) -> Result<(), ConfigError> {
+        quantisation::refuse(self)
     }
 
     /// The text configuration.

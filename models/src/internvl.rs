@@ -41,9 +41,8 @@ struct InternVl {
 /// A field that cannot be.
 pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
     let root = &source.root;
-    let defaults =
-        DecoderDefaults { kind: "qwen2", tied: Some(true), ..DecoderDefaults::default() };
-    let decoder = decoder(&source.text()?, root, defaults)?;
+    let defaults = DecoderDefaults { kind: "qwen2", ..DecoderDefaults::default() };
+    let decoder = decoder(&source.text()?, defaults)?;
     let tower = source.vision_of("internvl_vision")?;
     let sizes = vision(&tower.fields()?, &tower.kind)?;
     let features = feature_layers(root, "vision_feature_layer", -1, sizes.layers)?;

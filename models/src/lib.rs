@@ -5,6 +5,7 @@
 //! [`blocks`], one row a family in [`registry::FAMILIES`].
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod blocks;
 mod config;
 pub mod embedded;

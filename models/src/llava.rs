@@ -62,7 +62,7 @@ pub(crate) fn keeps_cls(
 pub(crate) fn common(source: &ConfigSource<'_>) -> Result<(Common, usize), ConfigError> {
     let root = &source.root;
     let defaults = DecoderDefaults { kind: "llama", ..DecoderDefaults::default() };
-    let decoder = decoder(&source.text()?, root, defaults)?;
+    let decoder = decoder(&source.text()?, defaults)?;
     let tower = source.vision("clip_vision_model", default_vision())?;
     let sizes = vision(&tower.fields()?, &tower.kind)?;
     let features = feature_layers(root, "vision_feature_layer", -2, sizes.layers)?;

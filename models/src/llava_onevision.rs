@@ -43,7 +43,7 @@ struct Onevision {
 pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
     let root = &source.root;
     let defaults = DecoderDefaults { kind: "qwen2", ..DecoderDefaults::default() };
-    let decoder = decoder(&source.text()?, root, defaults)?;
+    let decoder = decoder(&source.text()?, defaults)?;
     let so400m = json!({
         "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 26,
         "num_attention_heads": 16, "image_size": 384, "patch_size": 14, "vision_use_head": false

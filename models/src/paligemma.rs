@@ -34,7 +34,7 @@ struct PaliGemma {
 pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError> {
     let root = &source.root;
     let defaults = DecoderDefaults { kind: "gemma", ..DecoderDefaults::default() };
-    let mut decoder = decoder(&source.text()?, root, defaults)?;
+    let mut decoder = decoder(&source.text()?, defaults)?;
     decoder.prefix_lm = true;
     let so400m = json!({
         "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,

@@ -209,7 +209,7 @@ fn blueprint(
     output_key: &str,
 ) -> Result<Box<dyn Blueprint>, ConfigError> {
     let defaults = DecoderDefaults { kind, forced: true, ..DecoderDefaults::default() };
-    let decoder = decoder(&text_fields(source)?, &source.root, defaults)?;
+    let decoder = decoder(&text_fields(source)?, defaults)?;
     QwenVision::check_output(&tower.fields()?, output_key, decoder.hidden)?;
     let (image_token, video_token) = placeholder_ids(&source.root, decoder.vocab)?;
     let common = Common {

@@ -50,7 +50,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     vision.depth = fields.size("depth", 1..=1024, Some(27))?;
     let defaults =
         DecoderDefaults { kind: "qwen3_vl_text", forced: true, ..DecoderDefaults::default() };
-    let decoder = decoder(&text_fields(source)?, root, defaults)?;
+    let decoder = decoder(&text_fields(source)?, defaults)?;
     QwenVision::check_output(&fields, "out_hidden_size", decoder.hidden)?;
     const DEEP: &str = "deepstack_visual_indexes";
     let deep = list(&fields, DEEP, 0..=vision.depth - 1)?.unwrap_or_else(|| vec![8, 16, 24]);
@@ -61,7 +61,13 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     }
     let norm = ProjectorNorm { name: "norm", kind: NormKind::Layer, eps: 1e-6 };
     let projector = vision.merger(decoder.hidden, norm, ["linear_fc1", "linear_fc2"]);
-    let levels = (0..deep.len()).map(|j| ProjectorConfig {
+    // The tower gives its levels by rising block, whatever the order of the list; each goes through
+    // the merger at the place where the list first names its block.
+    let mut blocks = deep.clone();
+    blocks.sort_unstable();
+    blocks.dedup();
+    let merger = |block: &usize| deep.iter().position(|d| d == block).unwrap_or_default();
+    let levels = blocks.iter().map(merger).map(|j| ProjectorConfig {
         prefix: format!("projector.deepstack.{j}."),
         each: None,
         joined: projector.each,

@@ -223,9 +223,11 @@ impl std::fmt::Debug for LoadedModel {
 /// Reads what a folder is from its configuration alone.
 ///
 /// # Errors
-/// A missing or malformed `config.json`, a family that is not known (the error lists those that
+/// A folder that is only an adapter, a missing or malformed `config.json`, quantised weights, a
+/// family that is not known (the error lists those that
 /// are), a field that cannot be.
 pub fn describe(files: &ModelFiles, options: ModelOptions) -> Result<Description, ConfigError> {
+    crate::adapter::refuse_as_model(files)?;
     let config = files.required_json("config.json")?;
     let source = ConfigSource::new(files, &config, options)?;
     let model_type = source.root.text("model_type", "")?;
@@ -238,6 +240,7 @@ pub fn describe(files: &ModelFiles, options: ModelOptions) -> Result<Description
             supported: known.join(", "),
         }
     })?;
+    source.refuse_quantised()?;
     Ok(Description { entry, blueprint: (entry.plan)(&source)? })
 }
 

@@ -69,7 +69,7 @@ fn blueprint(source: &ConfigSource<'_>, tower: &str) -> Result<Box<dyn Blueprint
     // A configuration that is given in part takes the default of Llama.
     let eps = (!text.is_present()).then_some(1e-5);
     let defaults = DecoderDefaults { kind: "llama", eps, ..DecoderDefaults::default() };
-    let decoder = decoder(&text, root, defaults)?;
+    let decoder = decoder(&text, defaults)?;
     let tower = source.vision_of(tower)?;
     let sizes = vision(&tower.fields()?, &tower.kind)?;
     let features = FeatureLayers::last(sizes.layers);

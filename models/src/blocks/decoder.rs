@@ -20,7 +20,7 @@ use secateur_core::ops::{
     Activation, AttentionParams, Embedding, Heads, Linear, Norm, NormKind, Ops, Precision,
 };
 use secateur_core::tensor::Tensor;
-use secateur_core::weights::Weights;
+use secateur_core::weights::{WeightView, Weights};
 
 use super::layer::{Layer, Scratch};
 use super::rope::{Rope, RopeFrequencies};
@@ -107,8 +107,6 @@ pub struct DecoderConfig {
     pub windows: Windows,
     /// Factor of embedded tokens (Gemma: the root of the width).
     pub embedding_scale: Option<f32>,
-    /// Whether the head is the embedding table.
-    pub tied: bool,
     /// Whether a whole prompt sees itself.
     pub prefix_lm: bool,
 }
@@ -169,7 +167,7 @@ pub struct DecoderStack {
 }
 
 impl DecoderStack {
-    /// Reads `decoder.*` and, unless it is tied, `head.weight`.
+    /// Reads `decoder.*` and `head.weight`.
     ///
     /// # Errors
     /// A tensor that is missing or of another shape than the configuration says.
@@ -178,15 +176,8 @@ impl DecoderStack {
         weights: &Weights,
         ops: Arc<dyn Ops>,
     ) -> Result<Self, LoadError> {
-        let table_shape = [config.vocab, config.hidden];
-        let table = weights.tensor("decoder.embed_tokens.weight", &table_shape)?;
-        // A tied head is the table even where a file holds another; an absent head is tied
-        // whatever the configuration says. Both are what the reference does.
-        let head = if config.tied || !weights.contains("head.weight") {
-            ops.pack_linear(&[&table], &[])?
-        } else {
-            ops.pack_linear(&[&weights.tensor("head.weight", &table_shape)?], &[])?
-        };
+        let (table, head) = table_and_head(&config, weights)?;
+        let head = ops.pack_linear(&[&head], &[])?;
         let layers = (0..config.layers)
             .map(|i| Layer::load(&config, weights, i, ops.as_ref()))
             .collect::<Result<_, _>>()?;
@@ -230,6 +221,23 @@ impl DecoderStack {
     fn heads<'a>(&self, tensor: &'a Tensor, heads: usize) -> Heads<'a> {
         Heads { tensor, offset: 0, heads, head_dim: self.config.head_dim }
     }
+}
+
+/// Embedding table and head. The tensors decide, not `tie_word_embeddings`: two that are there are
+/// two (if they are tied their values are equal), and one that is there is both, whichever it is.
+fn table_and_head(
+    config: &DecoderConfig,
+    weights: &Weights,
+) -> Result<(WeightView, WeightView), LoadError> {
+    const TABLE: &str = "decoder.embed_tokens.weight";
+    let shape = [config.vocab, config.hidden];
+    let table = weights.optional(TABLE, &shape)?;
+    let head = weights.optional("head.weight", &shape)?;
+    Ok(match (table, head) {
+        (Some(table), Some(head)) => (table, head),
+        (Some(one), None) | (None, Some(one)) => (one.clone(), one),
+        (None, None) => weights.tensor(TABLE, &shape).map(|table| (table.clone(), table))?,
+    })
 }
 
 /// Upper half of an f32, nearest even.

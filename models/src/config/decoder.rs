@@ -33,7 +33,6 @@ struct Class {
     eps: f64,
     context: usize,
     theta: f64,
-    tied: bool,
     /// q, k and v have a bias whatever the file says.
     qkv_bias: bool,
     qk_norm: bool,
@@ -53,7 +52,6 @@ const LLAMA: Class = Class {
     eps: 1e-6,
     context: 2048,
     theta: 1e4,
-    tied: false,
     qkv_bias: false,
     qk_norm: false,
     gemma: false,
@@ -82,7 +80,6 @@ const GEMMA: Class = Class {
     head_dim: Some(256),
     vocab: 256_000,
     context: 8192,
-    tied: true,
     gemma: true,
     ..LLAMA
 };
@@ -127,20 +124,17 @@ pub(crate) struct DecoderDefaults {
     pub(crate) kind: &'static str,
     /// The class, whatever name the text configuration gives itself.
     pub(crate) forced: bool,
-    /// `tie_word_embeddings` of the family; else that of the class.
-    pub(crate) tied: Option<bool>,
     /// Added to the mean square; else that of the class.
     pub(crate) eps: Option<f64>,
 }
 
-/// Reads a decoder. `text` is its own configuration, `outer` the family's, which may say whether
-/// the head is tied.
+/// Reads a decoder. `text` is its own configuration; whether the head is tied is not read: the
+/// tensors say.
 ///
 /// # Errors
 /// A field that cannot be, or a class or variant that is not supported.
 pub(crate) fn decoder(
     text: &Fields<'_>,
-    outer: &Fields<'_>,
     defaults: DecoderDefaults,
 ) -> Result<DecoderConfig, ConfigError> {
     let kind = if defaults.forced {
@@ -190,11 +184,6 @@ pub(crate) fn decoder(
     } else {
         head_dim as f64
     };
-    let tied = match (outer.get("tie_word_embeddings"), text.get("tie_word_embeddings")) {
-        (Some(_), _) => outer.flag("tie_word_embeddings", false)?,
-        (None, Some(_)) if defaults.tied.is_none() => text.flag("tie_word_embeddings", false)?,
-        _ => defaults.tied.unwrap_or(class.tied),
-    };
     Ok(DecoderConfig {
         layers,
         hidden,
@@ -219,7 +208,6 @@ pub(crate) fn decoder(
         logit_softcap: softcap("final_logit_softcapping", 30.0)?,
         windows: windows(text, class, layers)?,
         embedding_scale: class.gemma.then(|| (hidden as f32).sqrt()),
-        tied,
         prefix_lm: false,
         kind,
     })
@@ -239,15 +227,34 @@ fn gate_activation(text: &Fields<'_>, class: &Class) -> Result<Activation, Confi
 }
 
 fn rope(text: &Fields<'_>, class: &Class, head_dim: usize) -> Result<Rope, ConfigError> {
-    let new = text.object("rope_parameters")?;
-    let params = if new.is_present() { new } else { text.object("rope_scaling")? };
+    // As transformers 5.24: an old key with anything in it hides the new one, whole.
+    let old = text.object("rope_scaling")?;
+    let hides = old.keys().next().is_some();
+    let params = if hides { old } else { text.object("rope_parameters")? };
+    let unsupported = |found: &str| ConfigError::Unsupported {
+        file: text.file().to_owned(),
+        what: "rope type",
+        found: found.to_owned(),
+        supported: "default, linear, llama3, mrope".into(),
+    };
+    if let Some(of_layers) = ["full_attention", "sliding_attention"].iter().find(|k| params.has(k))
+    {
+        return Err(unsupported(&format!("one for each kind of layer, `{of_layers}`")));
+    }
     const THETA: &str = "rope_theta";
     let holder = if params.get(THETA).is_some() { &params } else { text };
     let theta = holder.number(THETA, 1e-3..=1e12, Some(class.theta))? as f32;
     let key = if params.get("rope_type").is_some() { "rope_type" } else { "type" };
     let number = |key: &str| Ok::<f32, ConfigError>(params.number(key, 1e-3..=1e9, None)? as f32);
-    let scaling = match params.text(key, "default")?.as_str() {
-        "default" | "mrope" => RopeScaling::Default,
+    let kind = params.text(key, "default")?;
+    if kind != "default" && kind != "mrope" {
+        const PARTIAL: &str = "partial_rotary_factor";
+        let holder = if params.get(PARTIAL).is_some() { &params } else { text };
+        holder.number(PARTIAL, 1.0..=1.0, Some(1.0))?;
+    }
+    let scaling = match kind.as_str() {
+        "default" => RopeScaling::Default,
+        "mrope" if class.axes != Axes::One => RopeScaling::Default,
         "linear" => RopeScaling::Linear { factor: number("factor")? },
         "llama3" => {
             let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
@@ -259,17 +266,10 @@ fn rope(text: &Fields<'_>, class: &Class, head_dim: usize) -> Result<Rope, Confi
                 factor: number("factor")?,
                 low,
                 high,
-                original: number("original_max_position_embeddings")?,
+                original: original_context(text, &params, class)?,
             }
         }
-        other => {
-            return Err(ConfigError::Unsupported {
-                file: text.file().to_owned(),
-                what: "rope type",
-                found: other.to_owned(),
-                supported: "default, linear, llama3, mrope".into(),
-            });
-        }
+        other => return Err(unsupported(other)),
     };
     let sections = |default: [usize; 3]| -> Result<[usize; 3], ConfigError> {
         const KEY: &str = "mrope_section";
@@ -289,6 +289,22 @@ fn rope(text: &Fields<'_>, class: &Class, head_dim: usize) -> Result<Rope, Confi
         Axes::Interleaved(default) => RopeAxes::Interleaved(sections(default)?),
     };
     Ok(Rope { theta, scaling, axes })
+}
+
+/// Positions that a decoder was first made for: beside the parameters of the rotation, among them,
+/// or else its context.
+fn original_context(
+    text: &Fields<'_>,
+    params: &Fields<'_>,
+    class: &Class,
+) -> Result<f32, ConfigError> {
+    const KEY: &str = "original_max_position_embeddings";
+    let (holder, key) = match (text.get(KEY), params.get(KEY)) {
+        (Some(_), _) => (text, KEY),
+        (None, Some(_)) => (params, KEY),
+        (None, None) => (text, "max_position_embeddings"),
+    };
+    Ok(holder.number(key, 1e-3..=1e9, Some(class.context as f64))? as f32)
 }
 
 /// Which layers have a window. Mistral: absent means 4096, `null` means none.

@@ -77,6 +77,10 @@ pub(crate) fn builder(args: &ModelArgs, needs: Needs, console: &Console) -> Resu
         Some(threads) => builder.threads(threads),
         None => builder,
     };
+    let builder = match &args.adapter {
+        Some(folder) => builder.adapter(folder),
+        None => builder,
+    };
     with_encoder(builder, &args.encoder, args.threads)
 }
 
@@ -351,7 +355,8 @@ impl CaptionJob {
     }
 }
 
-/// Identity of a model, and of the tower in place of its own, for fingerprints.
+/// Identity of a model, of the adapter merged into it, and of the tower in place of its own, for
+/// fingerprints.
 ///
 /// # Errors
 /// Files that cannot be read.
@@ -361,6 +366,10 @@ pub(crate) fn model_identity(args: &ModelArgs) -> Result<String> {
         (Some(pair), _) => crate::fingerprint::gguf(&pair)?,
         (None, Some(folder)) => crate::fingerprint::model_folder(&folder)?,
         (None, None) => crate::fingerprint::built_in(),
+    };
+    let model = match &args.adapter {
+        Some(folder) => format!("{model}, adapter {}", crate::fingerprint::model_folder(folder)?),
+        None => model,
     };
     let Some(file) = &args.encoder.file else { return Ok(model) };
     let tower = crate::fingerprint::weights_file(file)?;

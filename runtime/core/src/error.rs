@@ -44,6 +44,20 @@ pub enum WeightsError {
         /// The missing file.
         shard: String,
     },
+    /// A weight that means nothing without what stands beside it.
+    #[error(
+        "{file}: tensor `{name}` is not to be read alone (`{beside}` stands beside it): the weights are {what}"
+    )]
+    Beside {
+        /// The folder or file.
+        file: String,
+        /// Canonical name of the weight.
+        name: String,
+        /// The tensor beside it.
+        beside: String,
+        /// What that says of the weight, and what to do.
+        what: &'static str,
+    },
     /// A tensor of another shape than the configuration says.
     #[error("{file}: tensor `{name}` has shape {found}, the configuration needs {expected}")]
     Shape {

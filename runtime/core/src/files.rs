@@ -74,6 +74,11 @@ impl ModelFiles {
         }
     }
 
+    /// Whether the files were made from the description in a single file of weights.
+    pub fn is_described(&self) -> bool {
+        matches!(self.source, Source::Described { .. })
+    }
+
     /// A file's name for errors.
     pub fn label(&self, file: &str) -> String {
         match &self.source {
@@ -193,6 +198,11 @@ impl<'a> Fields<'a> {
     /// Whether the object itself is there.
     pub fn is_present(&self) -> bool {
         self.object.is_some()
+    }
+
+    /// The keys that are there, ascending or in the order of the file.
+    pub fn keys(&self) -> impl Iterator<Item = &'a str> {
+        self.object.into_iter().flat_map(|o| o.keys().map(String::as_str))
     }
 
     /// Whether the key is there, even as null.

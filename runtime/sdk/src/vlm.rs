@@ -1,5 +1,6 @@
 //! A loaded model: weights, text, processor and pruners behind one handle.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use secateur_core::chain::{Build, Chain, ChainSpec, Registry, ResolvedChain};
@@ -14,6 +15,7 @@ use secateur_core::ops::{Ops, Precision};
 use secateur_core::tokens::TokenMap;
 use secateur_core::weights::Weights;
 use secateur_models::ModelOptions;
+use secateur_models::adapter::{self, Adapter};
 use secateur_models::registry::{Description, FamilyEntry, LoadedModel};
 use secateur_models::text::TextModel;
 
@@ -82,6 +84,7 @@ pub struct VlmBuilder {
     threads: Option<usize>,
     options: ProcessorOptions,
     load: ModelOptions,
+    adapter: Option<PathBuf>,
     registry: Registry,
     encoder: Option<MakeEncoder>,
 }
@@ -95,6 +98,7 @@ impl Vlm {
             threads: None,
             options: ProcessorOptions::default(),
             load: ModelOptions::default(),
+            adapter: None,
             registry: secateur_pruners::registry(),
             encoder: None,
         }
@@ -256,6 +260,14 @@ impl VlmBuilder {
         self
     }
 
+    /// Merges an adapter (LoRA, a folder as PEFT saves it) into the weights as they are read. What
+    /// is wrong with it shows in [`VlmBuilder::open`].
+    #[must_use]
+    pub fn adapter(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.adapter = Some(folder.into());
+        self
+    }
+
     /// Makes a pruner of the caller usable by name in any chain.
     #[must_use]
     pub fn pruner(mut self, name: &str, build: Build) -> Self {
@@ -305,10 +317,28 @@ impl VlmBuilder {
         let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
         // The configuration is checked before any weight is read.
         secateur_models::registry::describe(&files, self.load)?;
+        let adapter = match &self.adapter {
+            Some(folder) if files.is_described() => {
+                return Err(Error::Model {
+                    model: files.name().to_owned(),
+                    reason: format!(
+                        "the adapter {} is merged into weights of full precision, and these are a \
+                         GGUF file's; give the folder of the base model",
+                        folder.display()
+                    ),
+                });
+            }
+            Some(folder) => Some(Adapter::open(folder)?),
+            None => adapter::refuse_unmerged(&files).map(|()| None)?,
+        };
         let weights = match (weights, files.path()) {
             (Some(weights), _) => weights,
             (None, Some(folder)) => Weights::open(folder)?,
             (None, None) => unreachable!("files without a folder come with their weights"),
+        };
+        let weights = match adapter {
+            Some(adapter) => adapter.merged(weights)?,
+            None => weights,
         };
         self.assemble(&files, weights, ops)
     }

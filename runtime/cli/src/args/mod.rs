@@ -125,6 +125,9 @@ pub(crate) struct ModelArgs {
     /// Projector of a GGUF model [default: mmproj*.gguf beside it]
     #[arg(long, value_name = "GGUF", requires = "model", help_heading = "Model")]
     pub(crate) mmproj: Option<PathBuf>,
+    /// Folder of an adapter (LoRA, as PEFT saves it) to merge into the model
+    #[arg(long, value_name = "DIR", requires = "model", help_heading = "Model")]
+    pub(crate) adapter: Option<PathBuf>,
     /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
     #[arg(long, help_heading = "Model")]
     pub(crate) offline: bool,

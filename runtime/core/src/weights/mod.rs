@@ -7,11 +7,14 @@
 //! - A tensor is handed out only with the shape that the caller's configuration needs.
 //! - Only what is asked for is judged: a tensor of a type that is not read, or in a shard that is
 //!   not there, is an error for who needs it and for nobody else.
+//! - A weight is never handed out without what belongs to it: scales beside it are an error.
 //!
 //! Not here: packing for a kernel (`ops`), downloads (the command).
 
+mod beside;
 mod blocks;
 mod shards;
+mod update;
 mod view;
 
 use std::collections::BTreeMap;
@@ -23,6 +26,7 @@ use safetensors::SafeTensors;
 
 pub use blocks::BlockFormat;
 pub use shards::shard_names;
+pub use update::LowRank;
 pub use view::{Format, WeightFile, WeightView};
 
 use crate::error::WeightsError;
@@ -32,6 +36,8 @@ use crate::tensor::DType;
 #[derive(Clone)]
 enum Entry {
     View(WeightView),
+    /// With a change that is made when it is asked for.
+    Changed(WeightView, Arc<LowRank>),
     /// Of a type that is not read.
     Unread {
         file: Arc<str>,
@@ -47,9 +53,10 @@ enum Entry {
 }
 
 impl Entry {
-    fn view(&self, name: &str) -> Result<&WeightView, WeightsError> {
+    fn view(&self, name: &str) -> Result<WeightView, WeightsError> {
         match self {
-            Entry::View(view) => Ok(view),
+            Entry::View(view) => Ok(view.clone()),
+            Entry::Changed(view, change) => Ok(change.added_to(view)),
             Entry::Unread { file, name, dtype, .. } => Err(WeightsError::DType {
                 file: file.to_string(),
                 name: name.to_string(),
@@ -65,7 +72,7 @@ impl Entry {
 
     fn shape(&self) -> Option<&[usize]> {
         match self {
-            Entry::View(view) => Some(view.shape()),
+            Entry::View(view) | Entry::Changed(view, _) => Some(view.shape()),
             Entry::Unread { shape, .. } => Some(shape),
             Entry::Absent { .. } => None,
         }
@@ -127,6 +134,16 @@ impl Weights {
         Ok(Self { label: dir.display().to_string().into(), source: Source::Files(tensors) })
     }
 
+    /// Opens one safetensors file.
+    ///
+    /// # Errors
+    /// A missing or invalid file.
+    pub fn open_file(path: &Path) -> Result<Self, WeightsError> {
+        let mut tensors = BTreeMap::new();
+        load_file(&WeightFile::map(path)?, &mut tensors)?;
+        Ok(Self { label: path.display().to_string().into(), source: Source::Files(tensors) })
+    }
+
     /// Reads a safetensors file that is part of the program.
     ///
     /// # Errors
@@ -184,6 +201,40 @@ impl Weights {
         Self { label: self.label, source }
     }
 
+    /// Puts a tensor in place of the one of that name, or beside the others. Random weights stay as
+    /// they are.
+    pub fn replace(&mut self, name: &str, view: WeightView) {
+        if let Source::Files(tensors) = &mut self.source {
+            tensors.insert(name.to_owned(), Entry::View(view));
+        }
+    }
+
+    /// Adds a change to the tensor `name`, made when that is read.
+    ///
+    /// # Errors
+    /// No such tensor, one of another shape, one in quantised blocks, or one that has a change.
+    pub fn add(&mut self, name: &str, change: LowRank) -> Result<(), WeightsError> {
+        let missing = || WeightsError::Missing {
+            file: self.label.to_string(),
+            name: name.to_owned(),
+            expected: "a tensor to change".into(),
+        };
+        let Source::Files(tensors) = &mut self.source else { return Err(missing()) };
+        let base = match tensors.get(name) {
+            Some(Entry::Changed(view, _)) => {
+                return Err(WeightsError::Format {
+                    file: view.file().to_owned(),
+                    reason: format!("tensor `{name}` is changed twice"),
+                });
+            }
+            Some(entry) => entry.view(name)?,
+            None => return Err(missing()),
+        };
+        change.check(&base)?;
+        tensors.insert(name.to_owned(), Entry::Changed(base, Arc::new(change)));
+        Ok(())
+    }
+
     /// Whether a tensor of that canonical name is there (random weights have every name that
     /// does not end in `bias`).
     pub fn contains(&self, name: &str) -> bool {
@@ -205,19 +256,23 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::Missing`] or [`WeightsError::Shape`]; [`WeightsError::DType`] and
-    /// [`WeightsError::Shard`] if it is there but cannot be read.
+    /// [`WeightsError::Shard`] if it is there but cannot be read; [`WeightsError::Beside`] if it
+    /// means nothing without what stands beside it.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<WeightView, WeightsError> {
         let tensors = match &self.source {
             Source::Files(tensors) => tensors,
             Source::Random { seed, dtype } => return Ok(random_view(*seed, *dtype, name, shape)),
         };
+        self.stands_alone(name)?;
         let entry = tensors.get(name).ok_or_else(|| WeightsError::Missing {
             file: self.label.to_string(),
             name: name.to_owned(),
             expected: format!("{shape:?}"),
         })?;
-        let view = entry.view(name)?;
-        if view.shape() != shape {
+        // A change is added to a tensor of the right shape only.
+        if let Entry::View(view) | Entry::Changed(view, _) = entry
+            && view.shape() != shape
+        {
             return Err(WeightsError::Shape {
                 file: view.file().to_owned(),
                 name: view.name().to_owned(),
@@ -225,7 +280,19 @@ impl Weights {
                 found: format!("{:?}", view.shape()),
             });
         }
-        Ok(view.clone())
+        entry.view(name)
+    }
+
+    /// Whether `name`, there or not, has nothing beside it that it means nothing without.
+    fn stands_alone(&self, name: &str) -> Result<(), WeightsError> {
+        let Source::Files(tensors) = &self.source else { return Ok(()) };
+        let Some((other, what)) = beside::beside(tensors, name) else { return Ok(()) };
+        Err(WeightsError::Beside {
+            file: self.label.to_string(),
+            name: name.to_owned(),
+            beside: other.to_owned(),
+            what,
+        })
     }
 
     /// The tensor `name` if it is there, of exactly this shape.
@@ -237,7 +304,10 @@ impl Weights {
         name: &str,
         shape: &[usize],
     ) -> Result<Option<WeightView>, WeightsError> {
-        if self.contains(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+        if self.contains(name) {
+            return self.tensor(name, shape).map(Some);
+        }
+        self.stands_alone(name).map(|()| None)
     }
 
     /// The shape of a tensor that is there.

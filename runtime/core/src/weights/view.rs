@@ -15,7 +15,8 @@ use crate::tensor::DType;
 enum Bytes {
     Mapped(Arc<memmap2::Mmap>),
     Static(&'static [u8]),
-    Owned(Arc<[u8]>),
+    /// Not `Arc<[u8]>`, which would copy a vector that is as large as a tensor.
+    Owned(Arc<Vec<u8>>),
 }
 
 impl Bytes {
@@ -94,7 +95,7 @@ impl WeightFile {
 
     /// Bytes in memory.
     pub fn in_memory(label: &str, bytes: Vec<u8>) -> Self {
-        Self { label: label.into(), bytes: Bytes::Owned(bytes.into()) }
+        Self { label: label.into(), bytes: Bytes::Owned(Arc::new(bytes)) }
     }
 
     /// Name for errors.
@@ -170,6 +171,18 @@ impl WeightView {
         WeightFile::in_memory("memory", bytemuck::cast_slice(data).to_vec())
             .view(name, Format::Plain(DType::F32), shape, 0)
             .expect("as many bytes as the shape needs")
+    }
+
+    /// The same tensor with other values, f32 in the order of its rows.
+    pub(super) fn with_f32(&self, bytes: Vec<u8>) -> Self {
+        assert_eq!(bytes.len(), self.len() * 4, "as many values as before");
+        Self {
+            format: Format::Plain(DType::F32),
+            bytes: Bytes::Owned(Arc::new(bytes)),
+            start: 0,
+            order: None,
+            ..self.clone()
+        }
     }
 
     /// Name in the file.
