@@ -24,12 +24,12 @@ use crate::answer::{Answer, Report, Times, ms, peak_bytes};
 use crate::error::Error;
 use crate::generate::{Generation, first_tokens};
 use crate::outline::pixels;
-use crate::request::Request;
+use crate::request::{PreparedClips, Request};
 use crate::vlm::{Model, Vlm};
 
 /// A request whose pictures are pixels and whose prompt is ids.
 pub(crate) struct Prepared {
-    pub pixels: Vec<Pixels>,
+    pub pixels: Arc<[Pixels]>,
     pub prompt: Prompt,
     pub positions: Positions,
     pub layout: VisualLayout,
@@ -67,6 +67,54 @@ pub(crate) fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Erro
 }
 
 impl Vlm {
+    /// The request with its pictures as the model takes them: resized, cut, normalised; the
+    /// originals are let go.
+    ///
+    /// A batch does this itself, one request after the other and with all originals in memory. Any
+    /// thread may do it before, so that many large pictures are never in memory at once.
+    ///
+    /// # Errors
+    /// A picture that the model cannot take.
+    ///
+    /// ```
+    /// use secateur::{ModelSource, Request, Vlm};
+    /// let vlm = Vlm::load(ModelSource::Embedded)?;
+    /// let red = [255u8, 0, 0].repeat(1000 * 800);
+    /// let request = Request::new("What is shown?").rgb("red", 1000, 800, red)?.max_tokens(2);
+    /// let ready = vlm.prepared(request.clone())?;
+    /// assert!(ready.picture_bytes() < request.picture_bytes());
+    /// let [a, b] = [request, ready].map(|r| vlm.batch(vec![r]).remove(0));
+    /// assert_eq!(a?.ids, b?.ids);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    pub fn prepared(&self, mut request: Request) -> Result<Request, Error> {
+        let (_, prepared) = guarded(|| self.clips(&request))?;
+        request.clips = Vec::new();
+        request.prepared = Some(prepared);
+        Ok(request)
+    }
+
+    /// The prompt's text, and the clips as the model takes them, in the order of the placeholders.
+    fn clips(&self, request: &Request) -> Result<(String, PreparedClips), Error> {
+        let model = &*self.model;
+        let text =
+            if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
+        if let Some(prepared) = &request.prepared {
+            return Ok((text, prepared.clone()));
+        }
+        let clips = match in_prompt_order(&request.clips, &model.family.placeholders(&text)?) {
+            Some(clips) => clips,
+            None if request.raw_prompt => request.clips.iter().collect(),
+            None => {
+                check_words(model, request)?;
+                request.clips.iter().collect()
+            }
+        };
+        let started = Instant::now();
+        let pixels = pixels(&*model.processor, &clips, &model.options)?;
+        Ok((text, PreparedClips { pixels: pixels.into(), process_ms: ms(started.elapsed()) }))
+    }
+
     /// Pictures to pixels, text to ids, both checked against the model.
     pub(crate) fn prepare(
         &self,
@@ -77,19 +125,7 @@ impl Vlm {
         let started = Instant::now();
         let model = &*self.model;
         request.control.check()?;
-        let text =
-            if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
-        let clips = match in_prompt_order(&request.clips, &model.family.placeholders(&text)?) {
-            Some(clips) => clips,
-            None if request.raw_prompt => request.clips.iter().collect(),
-            None => {
-                check_words(model, request)?;
-                request.clips.iter().collect()
-            }
-        };
-        let start = Instant::now();
-        let pixels = pixels(&*model.processor, &clips, &model.options)?;
-        let process = start.elapsed();
+        let (text, PreparedClips { pixels, process_ms }) = self.clips(request)?;
         let views: Vec<&Pixels> = pixels.iter().collect();
         let layout = model.family.layout(&views)?;
         let prompt = model.family.expand(&text, &views, &layout)?;
@@ -104,7 +140,7 @@ impl Vlm {
         let room = request.max_tokens.min(have - prompt.ids.len());
         let times = Times {
             decode_image: request.decode_image_ms,
-            process: ms(process),
+            process: process_ms,
             ..Times::default()
         };
         Ok(Prepared { pixels, prompt, positions, layout, chain, memories, room, times, started })
@@ -216,8 +252,11 @@ fn in_prompt_order<'a>(clips: &'a [Clip], placeholders: &[Placeholder]) -> Optio
 /// The request as the model's chat template writes it: pictures and videos stand before the words
 /// of the first turn, in the order in which they were given.
 fn chat_text(model: &Model, request: &Request) -> Result<String, Error> {
-    let part = |clip: &Clip| if clip.video().is_some() { Part::Video } else { Part::Image };
-    let mut clips = Some(request.clips.iter().map(part).collect::<Vec<_>>());
+    let part = |video: bool| if video { Part::Video } else { Part::Image };
+    let mut clips: Option<Vec<Part>> = Some(match &request.prepared {
+        Some(prepared) => prepared.pixels.iter().map(|pixels| part(pixels.video)).collect(),
+        None => request.clips.iter().map(|clip| part(clip.video().is_some())).collect(),
+    });
     let mut user = |text: &str| {
         let mut content = clips.take().unwrap_or_default();
         content.push(Part::text(text));

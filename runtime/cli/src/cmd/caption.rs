@@ -14,7 +14,7 @@ use secateur::{Answer, Load, Request, Vlm};
 use crate::args::CaptionArgs;
 use crate::args::values::Auto;
 use crate::failure::of_run;
-use crate::feed::{Decoded, Feed};
+use crate::feed::{Decoded, Feed, Ready};
 use crate::job::{self, CaptionJob, Target};
 use crate::journal::Access;
 use crate::outcome::Outcome;
@@ -177,6 +177,18 @@ impl Plan {
     }
 }
 
+/// A picture on its way to the model.
+struct Prepared {
+    request: Request,
+    info: ImageInfo,
+}
+
+impl Ready for Prepared {
+    fn bytes(&self) -> usize {
+        self.request.picture_bytes()
+    }
+}
+
 struct Worker<'a> {
     args: &'a CaptionArgs,
     job: &'a CaptionJob,
@@ -207,7 +219,9 @@ impl Worker<'_> {
             ));
         }
         let paths = plan.todo.iter().map(|&i| &*selection.items[i].path).collect();
-        let feed = Feed::new(paths, self.frames, 2 * self.batch_size);
+        let feed = Feed::new(paths, self.frames, 2 * self.batch_size, |at, picture| {
+            self.prepared(&selection.items[plan.todo[at]], picture)
+        });
         let mut progress = Progress::start(console, self.args.progress, plan.todo.len());
         let ended = std::thread::scope(|scope| {
             for _ in 0..self.job.jobs.min(plan.todo.len()) {
@@ -241,7 +255,7 @@ impl Worker<'_> {
         &self,
         selection: &Selection,
         todo: &[usize],
-        feed: &Feed<'_>,
+        feed: &Feed<'_, Prepared>,
         sink: &mut dyn Sink,
         summary: &mut Summary,
         progress: &mut Progress<'_>,
@@ -277,7 +291,7 @@ impl Worker<'_> {
         &self,
         selection: &Selection,
         indices: &[usize],
-        decoded: Vec<Result<Decoded, ErrorInfo>>,
+        decoded: Vec<Result<Prepared, ErrorInfo>>,
         sink: &dyn Sink,
     ) -> Vec<Finished> {
         // Each picture has the time that was asked for; together they have the sum.
@@ -285,18 +299,10 @@ impl Worker<'_> {
         let deadline = Instant::now() + self.job.item_timeout * pictures.max(1);
         let mut requests = Vec::new();
         let mut slots = Vec::new();
-        for (&index, decoded) in indices.iter().zip(decoded) {
-            let item = &selection.items[index];
-            slots.push(decoded.and_then(|picture| {
-                let info = ImageInfo {
-                    width: picture.clip.width(),
-                    height: picture.clip.height(),
-                    frames: picture.clip.frames().len(),
-                    exif_orientation: picture.orientation,
-                };
-                let request = self.request(item, picture)?;
+        for decoded in decoded {
+            slots.push(decoded.map(|Prepared { request, info }| {
                 requests.push(request.deadline(deadline));
-                Ok(info)
+                info
             }));
         }
         let start = Instant::now();
@@ -330,6 +336,19 @@ impl Worker<'_> {
                 Finished { item, record }
             })
             .collect()
+    }
+
+    /// A picture as the model takes it, with what is asked about it; any thread may do this.
+    fn prepared(&self, item: &Item, picture: Decoded) -> Result<Prepared, ErrorInfo> {
+        let info = ImageInfo {
+            width: picture.clip.width(),
+            height: picture.clip.height(),
+            frames: picture.clip.frames().len(),
+            exif_orientation: picture.orientation,
+        };
+        let request = self.request(item, picture)?;
+        let request = self.vlm.prepared(request).map_err(|e| of_run(&e, &item.path))?;
+        Ok(Prepared { request, info })
     }
 
     fn request(&self, item: &Item, picture: Decoded) -> Result<Request, ErrorInfo> {
@@ -386,17 +405,18 @@ impl Worker<'_> {
 }
 
 /// Makes the totals of a batch sum to what the batch took: each picture has the time of its own
-/// stages, and what no stage accounts for is shared out evenly. Decoding a picture comes on top,
-/// since it happened beside earlier batches.
+/// stages, and what no stage accounts for is shared out evenly. Decoding and resizing a picture come
+/// on top, since they happened beside earlier batches.
 fn share_out(batch_ms: f64, answers: &mut [Result<Answer, secateur::Error>]) {
     let stages = |answer: &Answer| {
         let ms = answer.report.ms;
-        ms.process + ms.encode + ms.prune + ms.prefill + ms.decode
+        ms.encode + ms.prune + ms.prefill + ms.decode
     };
     let of_stages: f64 = answers.iter().flatten().map(stages).sum();
     let rest = (batch_ms - of_stages).max(0.0) / answers.iter().flatten().count().max(1) as f64;
     for answer in answers.iter_mut().flatten() {
-        answer.report.ms.total = answer.report.ms.decode_image + stages(answer) + rest;
+        let ahead = answer.report.ms.decode_image + answer.report.ms.process;
+        answer.report.ms.total = ahead + stages(answer) + rest;
     }
 }
 
