@@ -12,6 +12,7 @@ use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::tokens::TokenMap;
+use secateur_encoders::processors::sampling::Sampler;
 use secateur_models::registry::Description;
 use secateur_models::{FamilyEntry, ModelOptions};
 
@@ -31,6 +32,7 @@ use crate::error::Error;
 pub struct Outline {
     description: Description,
     processor: Box<dyn Processor>,
+    sampler: Option<Sampler>,
     options: ProcessorOptions,
     registry: Registry,
 }
@@ -45,12 +47,18 @@ impl Outline {
         let description = secateur_models::registry::describe(files, load)?;
         let family = description.entry.model_type;
         let processor = secateur_encoders::processors::from_files(files, family)?;
-        Ok(Self { description, processor, options, registry })
+        let sampler = secateur_encoders::processors::sampler(files, family)?;
+        Ok(Self { description, processor, sampler, options, registry })
     }
 
     /// Its row of the table of families.
     pub(crate) fn entry(&self) -> &'static FamilyEntry {
         self.description.entry
+    }
+
+    /// What its folder says of the frames of a video.
+    pub(crate) fn sampler(&self) -> Option<&Sampler> {
+        self.sampler.as_ref()
     }
 
     /// What the model is and offers.

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, load};
+use secateur::video::is_video;
 use secateur::{Clip, Frame, ModelOptions, Request, VideoAdvance, VideoInfo};
 
 use crate::args::{Advance, TraceArgs};
 use crate::hub::Needs;
 use crate::job;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, usage};
 use crate::output::Console;
+use crate::video::Frames;
 use crate::write::replace_one;
 
 /// Runs the command.
@@ -20,12 +22,21 @@ use crate::write::replace_one;
 pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
+    if args.video.fps.is_some()
+        && args.frames.is_empty()
+        && !args.image.iter().any(|path| is_video(path))
+    {
+        return Err(usage("--fps: there is no video; name one with --image or --frames".into()));
+    }
+    let vlm = open(args, console)?;
     let mut request = Request::new(&args.prompt).chain(chain).max_tokens(args.max_tokens);
+    let frames = Frames::new(&args.video, &vlm, args.max_tokens, limits);
     for path in &args.image {
-        request = request.clip(load(path, &limits)?);
+        let clip = if is_video(path) { frames.load(path)? } else { load(path, &limits)? };
+        request = vlm.fitted(clip)?.into_iter().fold(request, Request::clip);
     }
     if !args.frames.is_empty() {
-        request = request.clip(video(&args.frames, args.fps, &limits)?);
+        request = request.clip(video(&args.frames, args.video.fps, &limits)?);
     }
     if args.raw_prompt {
         request = request.raw_prompt();
@@ -37,7 +48,6 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
         Some(path) => secateur::trace::read_histories(path)?,
         None => secateur::trace::Histories::default(),
     };
-    let vlm = open(args, console)?;
     let tensors = vlm.trace(&request, &histories)?;
     let bytes = tensors.to_safetensors().context("the tensors cannot be written")?;
     replace_one(&args.out, &bytes)
