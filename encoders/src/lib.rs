@@ -15,7 +15,8 @@
 //!   counted without decoding it.
 //!
 //! Not here: projectors, prompts and token layout (the models crate).
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "video"), forbid(unsafe_code))]
+#![cfg_attr(feature = "video", deny(unsafe_code))]
 
 #[cfg(feature = "candle")]
 pub mod candle;

@@ -239,10 +239,11 @@ fn frame_indices_of_every_sampling_policy() {
     for case in cases.as_array().unwrap() {
         let total = case["total_num_frames"].as_u64().unwrap() as usize;
         let fps = case["fps"].as_f64().unwrap();
+        let bounds = sampling::Bounds::default();
         let policies = [
-            ("qwen2_vl_fps2", sampling::Policy::QwenTwo { fps: 2.0 }),
-            ("qwen2_vl_frames8", sampling::Policy::QwenTwoFrames { frames: 8 }),
-            ("qwen3_vl", sampling::Policy::QwenThree { fps: 2.0 }),
+            ("qwen2_vl_fps2", sampling::Policy::QwenTwo { fps: 2.0, bounds, group: 2 }),
+            ("qwen2_vl_frames8", sampling::Policy::QwenTwoFrames { frames: 8, group: 2 }),
+            ("qwen3_vl", sampling::Policy::QwenThree { fps: 2.0, bounds }),
             ("smolvlm", sampling::Policy::SmolVlm { fps: 1.0, max_frames: 64 }),
         ];
         for (key, policy) in policies {

@@ -8,7 +8,7 @@
 
 use secateur_core::error::{ConfigError, RunError};
 use secateur_core::files::Fields;
-use secateur_core::model::{Pixels, VisualLayout};
+use secateur_core::model::{DURATION, Pixels, VisualLayout};
 use secateur_core::ops::Activation;
 use serde_json::Value;
 
@@ -148,7 +148,11 @@ fn video(pixels: &Pixels, image: &str, tokens: usize) -> String {
         (0..frames).map(|i| i as f64 / fps.unwrap_or(UNKNOWN_FPS)).collect()
     };
     let last = times.last().copied().unwrap_or(0.0);
-    let length = fps.map_or(last, |fps| frames as f64 / fps).max(0.0) as u64;
+    let said = pixels.outputs.iter().find(|(name, ..)| name == DURATION);
+    let length = match said.and_then(|(_, seconds, _)| seconds.first()) {
+        Some(seconds) => u64::try_from(*seconds).unwrap_or(0),
+        None => fps.map_or(last, |fps| frames as f64 / fps).max(0.0) as u64,
+    };
     let mut text = format!(
         "You are provided the following series of {} frames from a {}:{:02}:{:02} [H:MM:SS] video.\n",
         in_words(frames),

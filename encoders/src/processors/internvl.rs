@@ -26,6 +26,8 @@ pub struct InternVl {
     video: Values,
     /// Width and height of a tile.
     tile: (usize, usize),
+    /// Width and height of a frame.
+    frame: (usize, usize),
     /// Fewest and most tiles, the thumbnail not counted.
     tiles: (usize, usize),
     patch: usize,
@@ -42,16 +44,19 @@ impl InternVl {
         patch: usize,
     ) -> Result<Self, ConfigError> {
         let defaults = ValueDefaults { mean: CLIP_MEAN, std: CLIP_STD, filter: Filter::Bicubic };
-        let size = Size::read(fields, "size", Size::square, Size::square(384))?;
-        let tile = match size {
-            Size::Exact { height, width } => (width, height),
-            Size::Shortest(side) => (side, side),
+        let sides = |of: &Fields<'_>| -> Result<(usize, usize), ConfigError> {
+            Ok(match Size::read(of, "size", Size::square, Size::square(384))? {
+                Size::Exact { height, width } => (width, height),
+                Size::Shortest(side) => (side, side),
+            })
         };
+        let tile = sides(fields)?;
         let most = fields.size("max_patches", 1..=256, Some(12))?;
         Ok(Self {
             values: Values::read(fields, defaults)?,
             video: Values::read(video.unwrap_or(fields), defaults)?,
             tile,
+            frame: sides(video.unwrap_or(fields))?,
             tiles: (fields.size("min_patches", 1..=most, Some(1))?, most),
             patch,
         })
@@ -110,14 +115,14 @@ impl InternVl {
 
     fn video(&self, clip: &Clip, options: &ProcessorOptions) -> Result<Pixels, InputError> {
         let size = (clip.width(), clip.height());
-        named(clip, check_area(size, clip.frames().len(), self.tile))?;
+        named(clip, check_area(size, clip.frames().len(), self.frame))?;
         let mut crops = Crops::new(&self.video, options.backend, self.patch);
-        let view = View::source().resized((size.0 as usize, size.1 as usize), self.tile);
+        let view = View::source().resized((size.0 as usize, size.1 as usize), self.frame);
         for (i, frame) in clip.frames().iter().enumerate() {
             let picture = Bitmap::from_frame(frame);
-            let resized = resize(picture, self.tile, self.video.filter, options.backend);
+            let resized = resize(picture, self.frame, self.video.filter, options.backend);
             let place = Place { source: [size.0, size.1], frame: i as u32, tile: 0 };
-            crops.push(&resized, view.grid(self.tile, self.patch, place));
+            crops.push(&resized, view.grid(self.frame, self.patch, place));
         }
         Ok(crops.finish(clip))
     }

@@ -35,6 +35,8 @@ use secateur_core::files::{Fields, ModelFiles};
 use secateur_core::model::Processor;
 use serde_json::Value;
 
+use sampling::{Rule, Sampler};
+
 /// Builds a processor from pictures' fields, videos' fields and the side of a patch.
 type Build = fn(&Fields<'_>, Option<&Fields<'_>>, usize) -> Result<Box<dyn Processor>, ConfigError>;
 
@@ -43,8 +45,8 @@ type Build = fn(&Fields<'_>, Option<&Fields<'_>>, usize) -> Result<Box<dyn Proce
 pub struct Entry {
     /// `model_type` of the configuration.
     pub family: &'static str,
-    /// Which frames of a video the reference processor takes, where it has a rule of its own.
-    pub frames: Option<sampling::Policy>,
+    /// How the reference's video processor chooses frames, where the family has one.
+    pub frames: Option<sampling::Rule>,
     build: Build,
 }
 
@@ -58,12 +60,12 @@ pub const FAMILIES: &[Entry] = &[
     },
     Entry {
         family: "llava_onevision",
-        frames: None,
+        frames: Some(Rule::Base),
         build: |f, v, p| Ok(Box::new(LlavaOnevision::new(f, v, p)?)),
     },
     Entry {
         family: "internvl",
-        frames: None,
+        frames: Some(Rule::InternVl),
         build: |f, v, p| Ok(Box::new(InternVl::new(f, v, p)?)),
     },
     Entry {
@@ -73,22 +75,22 @@ pub const FAMILIES: &[Entry] = &[
     },
     Entry {
         family: "qwen2_vl",
-        frames: Some(QWEN_TWO),
+        frames: Some(Rule::QwenTwo),
         build: |f, v, _| Ok(Box::new(QwenVl::new(f, v, Generation::Two)?)),
     },
     Entry {
         family: "qwen2_5_vl",
-        frames: Some(QWEN_TWO),
+        frames: Some(Rule::QwenTwo),
         build: |f, v, _| Ok(Box::new(QwenVl::new(f, v, Generation::Two)?)),
     },
     Entry {
         family: "qwen3_vl",
-        frames: Some(sampling::Policy::QwenThree { fps: 2.0 }),
+        frames: Some(Rule::QwenThree),
         build: |f, v, _| Ok(Box::new(QwenVl::new(f, v, Generation::Three)?)),
     },
     Entry {
         family: "smolvlm",
-        frames: Some(sampling::Policy::SmolVlm { fps: 1.0, max_frames: 64 }),
+        frames: Some(Rule::SmolVlm),
         build: |f, v, p| Ok(Box::new(SmolVlm::new(f, v, p)?)),
     },
     Entry {
@@ -97,8 +99,6 @@ pub const FAMILIES: &[Entry] = &[
         build: |f, v, p| Ok(Box::new(SmolVlm::new(f, v, p)?)),
     },
 ];
-
-const QWEN_TWO: sampling::Policy = sampling::Policy::QwenTwo { fps: 2.0 };
 
 /// LLaVA-1.5 stands on CLIP, its relatives on SigLIP: the file's class decides.
 fn single_crop(
@@ -144,6 +144,26 @@ pub fn from_files(files: &ModelFiles, family: &str) -> Result<Box<dyn Processor>
             supported: known.join(", "),
         }
     })?;
+    let patch = tower_patch(&config, family)?;
+    with_fields(files, |picture, video| (entry.build)(picture, video, patch))
+}
+
+/// What a model folder says of the frames of a video; `None` for families without a rule.
+///
+/// # Errors
+/// As [`from_files`].
+pub fn sampler(files: &ModelFiles, family: &str) -> Result<Option<Sampler>, ConfigError> {
+    let Some(rule) = FAMILIES.iter().find(|e| e.family == family).and_then(|e| e.frames) else {
+        return Ok(None);
+    };
+    with_fields(files, |picture, video| Ok(Some(Sampler::read(rule, video.unwrap_or(picture))?)))
+}
+
+/// The fields of pictures and of videos, wherever they stand.
+fn with_fields<T>(
+    files: &ModelFiles,
+    read: impl FnOnce(&Fields<'_>, Option<&Fields<'_>>) -> Result<T, ConfigError>,
+) -> Result<T, ConfigError> {
     let new = files.json(NEW)?.unwrap_or(Value::Null);
     let nested = |key: &str| new.get(key).filter(|v| v.is_object());
     let (old, old_video);
@@ -163,7 +183,7 @@ pub fn from_files(files: &ModelFiles, family: &str) -> Result<Box<dyn Processor>
     };
     let picture = Fields::root(label, picture)?;
     let video = video.map(|(label, value)| Fields::root(label, value)).transpose()?;
-    (entry.build)(&picture, video.as_ref(), tower_patch(&config, family)?)
+    read(&picture, video.as_ref())
 }
 
 /// Side of a patch of the tower, pixels: one number or a pair of equal ones; absent, the default

@@ -57,6 +57,8 @@ pub struct QwenVl {
     picture: Side,
     video: Side,
     cap: bool,
+    /// What the cap counts in: tokens of a clip (Qwen2-VL, 2.5) or of a frame (Qwen3-VL).
+    video_tokens: usize,
 }
 
 /// A scaled picture or video: patches down, across, and its grids.
@@ -71,6 +73,7 @@ impl Side {
         fields: &Fields<'_>,
         generation: Generation,
         budget: Budget,
+        is_video: bool,
     ) -> Result<Self, ConfigError> {
         let (mean, std, patch) = match generation {
             Generation::Two => (CLIP_MEAN, CLIP_STD, 14),
@@ -91,9 +94,11 @@ impl Side {
                 return Err(fields.error("size", expected, &short(other)));
             }
         }
-        // Where both spellings stand, these win.
-        read.min = fields.size("min_pixels", 1..=MOST, Some(read.min))?;
-        read.max = fields.size("max_pixels", 1..=MOST, Some(read.max))?;
+        // Where both spellings stand, these win; videos of Qwen3-VL do not know them.
+        if !(is_video && generation == Generation::Three) {
+            read.min = fields.size("min_pixels", 1..=MOST, Some(read.min))?;
+            read.max = fields.size("max_pixels", 1..=MOST, Some(read.max))?;
+        }
         if read.min > read.max {
             let found = format!("{} with a maximum of {}", read.min, read.max);
             return Err(fields.error("min_pixels", "at most max_pixels", &found));
@@ -191,20 +196,25 @@ impl QwenVl {
         video: Option<&Fields<'_>>,
         generation: Generation,
     ) -> Result<Self, ConfigError> {
-        let picture = Side::read(fields, generation, Budget { min: 3136, max: 1_003_520 })?;
+        let picture = Side::read(fields, generation, Budget { min: 3136, max: 1_003_520 }, false)?;
         let video_budget = match generation {
             Generation::Two => Budget { min: 100_352, max: 602_112 },
             Generation::Three => Budget { min: 131_072, max: 786_432 },
         };
         let video_fields = video.unwrap_or(fields);
-        let video = Side::read(video_fields, generation, video_budget)?;
+        let video = Side::read(video_fields, generation, video_budget, true)?;
         let shape = |s: &Side| (s.patch, s.temporal, s.merge);
         if shape(&picture) != shape(&video) {
             let expected = format!("that of pictures, {}", picture.patch);
             return Err(video_fields.error("patch_size", &expected, &video.patch.to_string()));
         }
         let cap = video_fields.flag("cap_pixels_per_frame", true)?;
-        Ok(Self { generation, picture, video, cap })
+        let most = match generation {
+            Generation::Two => 128_000,
+            Generation::Three => 768,
+        };
+        let video_tokens = video_fields.size("max_video_tokens", 1..=1 << 24, Some(most))?;
+        Ok(Self { generation, picture, video, cap, video_tokens })
     }
 
     fn plan(
@@ -230,7 +240,8 @@ impl QwenVl {
             (None, _) => qwen_size::picture(h, w, factor, budget),
             (Some(n), Generation::Two) => {
                 if self.cap {
-                    budget = qwen_size::capped_frame(n, budget);
+                    let share = (self.video_tokens, factor, side.temporal);
+                    budget = qwen_size::capped_frame(n, share, budget);
                 }
                 qwen_size::picture(h, w, factor, budget)
             }
@@ -246,7 +257,7 @@ impl QwenVl {
                     budget.max = budget.max.saturating_mul(n);
                 }
                 if self.cap {
-                    budget = qwen_size::capped_clip(n, budget);
+                    budget = qwen_size::capped_clip(n, (self.video_tokens, factor), budget);
                 }
                 qwen_size::clip(n, (h, w), side.temporal, factor, budget)
             }

@@ -79,16 +79,24 @@ pub(crate) fn clip(
 }
 
 /// Per-frame budget of Qwen2-VL and 2.5 under the capped rule (`cap_pixels_per_frame`): the clip
-/// as a whole stays below 0.9 of 128,000 tokens.
-pub(crate) fn capped_frame(frames: usize, budget: Budget) -> Budget {
-    const TOTAL: usize = 90_316_800; // floor(0.9 * 128000 * 28 * 28)
-    let share = TOTAL * 2 / frames.max(1);
+/// as a whole stays below 0.9 of `tokens` tokens.
+pub(crate) fn capped_frame(
+    frames: usize,
+    (tokens, factor, temporal): (usize, usize, usize),
+    budget: Budget,
+) -> Budget {
+    let total = (tokens as f64 * (factor * factor) as f64 * 0.9) as usize;
+    let share = total * temporal / frames.max(1);
     Budget { min: budget.min, max: budget.max.min(share).max((budget.min as f64 * 1.05) as usize) }
 }
 
-/// Clip budget of Qwen3-VL under the capped rule.
-pub(crate) fn capped_clip(frames: usize, budget: Budget) -> Budget {
-    let share = (budget.max / frames.max(1)).min(768 * 1024);
+/// Clip budget of Qwen3-VL under the capped rule: at most `tokens` tokens a frame.
+pub(crate) fn capped_clip(
+    frames: usize,
+    (tokens, factor): (usize, usize),
+    budget: Budget,
+) -> Budget {
+    let share = (budget.max / frames.max(1)).min(tokens * factor * factor);
     Budget { min: budget.min, max: share.max((budget.min as f64 * 1.05) as usize) * frames }
 }
 

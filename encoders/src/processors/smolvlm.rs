@@ -104,7 +104,7 @@ impl SmolVlm {
         let frame = if video.has("size") {
             longest(video, "size", 4 * 364)?
         } else {
-            longest(&video.object("video_sampling")?, "video_size", tile)?
+            longest(&video.object("video_sampling")?, "video_size", 4 * 364)?
         };
         Ok(Self {
             values: Values::read(fields, defaults)?,
@@ -175,7 +175,8 @@ impl SmolVlm {
         pixels.times_s = frames.map(|(i, f)| f.time_s.unwrap_or(i as f64 / fps)).collect();
         if let Some(duration) = info.duration_s {
             // The prompt speaks of the length of the source in whole seconds.
-            pixels.outputs.push(("video_duration_s".into(), vec![duration as i64], vec![1]));
+            let seconds = duration as i64;
+            pixels.outputs.push((secateur_core::model::DURATION.into(), vec![seconds], vec![1]));
         }
         Ok(pixels)
     }

@@ -2,146 +2,44 @@
 //!
 //! Invariants
 //! - Decoding is sequential and keeps only the frames that are wanted; it stops after the last.
-//! - Times are presentation times from the start of the stream, never decoding times.
+//! - Times are presentation times from the first frame that is shown, never decoding times.
 //! - Rotation that the container asks for is applied; frames are RGB8 of the coded size, so that
 //!   resizing is the processor's alone.
-//! - A frame that cannot be decoded makes the file corrupt: nothing is silently left out.
-//!
-//! Method and traps: models-b 10.2 (`video-rs` 0.12: its `decode()` gives decoding times, its
-//! frame count is 0 for WebM, its rows are padded, it knows no rotation).
+//! - A frame that cannot be decoded makes the file corrupt: nothing is silently left out. Only
+//!   what stands before the first picture that can be decoded (a recording that starts between
+//!   two key frames) is passed over, and then counts nowhere.
 
 use std::path::Path;
-use std::sync::OnceLock;
 
+use ffmpeg_next::codec::context::Context;
+use ffmpeg_next::codec::decoder;
+use ffmpeg_next::error::EAGAIN;
+use ffmpeg_next::format::context::Input;
+use ffmpeg_next::{Error, Packet, frame};
 use secateur_core::clip::{Clip, Frame, VideoInfo};
 use secateur_core::error::InputError;
-use video_rs::ffmpeg::{Rational, codec, format, media};
-use video_rs::{Decoder, Error};
 
+use super::colour::ToRgb;
+use super::container::{self, Stream, corrupt, seconds, unreadable};
 use super::{Sampling, SceneCuts, VideoOptions, check_bytes};
 use crate::image::{Bitmap, Limits};
-use crate::processors::sampling;
-
-/// Quarter turns clockwise that make a frame upright.
-type Turns = u8;
-
-/// What the container says of its video stream.
-#[derive(Clone, Copy, Debug)]
-struct Stream {
-    /// Frames a second, mean over the stream.
-    fps: f64,
-    /// Number of packets: of frames, in every container of the field.
-    frames: usize,
-    turns: Turns,
-    /// First presentation time, seconds.
-    start_s: f64,
-}
-
-fn init() -> Result<(), String> {
-    static READY: OnceLock<Result<(), String>> = OnceLock::new();
-    READY.get_or_init(|| video_rs::init().map_err(|e| e.to_string())).clone()
-}
-
-fn corrupt(label: &str, reason: impl std::fmt::Display) -> InputError {
-    InputError::Corrupt { path: label.to_owned(), reason: reason.to_string() }
-}
-
-fn unreadable(label: &str, error: impl std::fmt::Display) -> InputError {
-    let known = super::EXTENSIONS.join(", ");
-    corrupt(label, format!("expected a whole video ({known}), FFmpeg finds: {error}"))
-}
-
-/// Checks that there is a file, so that the error is ours and not FFmpeg's.
-fn check_file(path: &Path, label: &str) -> Result<(), InputError> {
-    let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => InputError::NotFound { path: label.to_owned() },
-        _ => InputError::Io { path: label.to_owned(), reason: e.to_string() },
-    })?;
-    if !meta.is_file() {
-        let reason = "is not a regular file".to_owned();
-        return Err(InputError::Io { path: label.to_owned(), reason });
-    }
-    if meta.len() == 0 {
-        return Err(InputError::Empty { path: label.to_owned(), width: 0, height: 0 });
-    }
-    Ok(())
-}
-
-/// A fraction as a number; infinite or NaN where its lower part is 0.
-fn rate(r: Rational) -> f64 {
-    f64::from(r.numerator()) / f64::from(r.denominator())
-}
-
-fn stream(path: &Path, label: &str) -> Result<Stream, InputError> {
-    let mut input = format::input(path).map_err(|e| unreadable(label, e))?;
-    let found = input
-        .streams()
-        .best(media::Type::Video)
-        .ok_or_else(|| corrupt(label, "expected a video stream, the file has none"))?;
-    let index = found.index();
-    let sane = |f: f64| f.is_finite() && f > 0.0 && f < 1e4;
-    let rates = [rate(found.avg_frame_rate()), rate(found.rate())];
-    let turns = found
-        .side_data()
-        .find(|d| d.kind() == codec::packet::side_data::Type::DisplayMatrix)
-        .map_or(0, |d| turns(d.data()));
-    // FFmpeg's "unknown" is the smallest number.
-    let start = Some(found.start_time()).filter(|t| *t != i64::MIN).unwrap_or(0);
-    let start_s = start as f64 * rate(found.time_base());
-    // Zero where the container does not say.
-    let promised = usize::try_from(found.frames()).unwrap_or(0);
-    let unit_s = rate(found.time_base());
-    // A container's length is its longest stream's: of a single one it says where that ends.
-    let length_s = Some(input.duration()).filter(|d| *d > 0 && input.nb_streams() == 1);
-    let (mut frames, mut first, mut last) = (0usize, f64::INFINITY, f64::NEG_INFINITY);
-    for (_, packet) in input.packets().filter(|(stream, _)| stream.index() == index) {
-        frames += 1;
-        if let Some(time) = packet.pts().map(|t| t as f64 * unit_s) {
-            (first, last) = (first.min(time), last.max(time));
-        }
-    }
-    let short = |expected: String, found: String| {
-        corrupt(label, format!("expected {expected}, the file ends after {found}"))
-    };
-    if frames < promised {
-        return Err(short(format!("{promised} frames"), frames.to_string()));
-    }
-    let spacing = (last - first) / frames.saturating_sub(1) as f64;
-    if let Some(length_s) = length_s.map(|us| us as f64 / 1e6)
-        && spacing.is_finite()
-        && last - first + 2.0 * spacing < 0.9 * length_s
-    {
-        return Err(short(format!("{length_s:.1} s"), format!("{:.1} s", last - first)));
-    }
-    // Matroska has no mean rate and FFmpeg guesses one; frames that were dropped make it wrong.
-    let fps = rates.into_iter().find(|f| sane(*f)).unwrap_or(24.0);
-    let measured = 1.0 / spacing;
-    let fps = if sane(measured) && (fps / measured - 1.0).abs() > 0.1 { measured } else { fps };
-    Ok(Stream { fps, frames, turns, start_s: if start_s.is_finite() { start_s } else { 0.0 } })
-}
-
-/// Clockwise quarter turns of a display matrix (nine native i32, 16.16).
-fn turns(matrix: &[u8]) -> Turns {
-    let entry = |i: usize| {
-        let bytes = matrix.get(4 * i..4 * i + 4)?;
-        Some(f64::from(i32::from_ne_bytes(bytes.try_into().ok()?)))
-    };
-    let (Some(a), Some(b)) = (entry(0), entry(1)) else { return 0 };
-    let quarters = (b.atan2(a) / std::f64::consts::FRAC_PI_2).round() as i64;
-    quarters.rem_euclid(4) as Turns
-}
+use crate::processors::sampling::{self, Policy};
 
 /// All frames of a file, one at a time.
 pub struct VideoFrames {
     label: String,
-    decoder: Decoder,
+    input: Input,
+    decoder: decoder::Video,
+    to_rgb: ToRgb,
     stream: Stream,
-    /// Seconds a unit of the decoder's times, which are not the container's.
-    unit_s: f64,
     limits: Limits,
     next: usize,
+    /// Units of the first frame's time.
+    start: Option<i64>,
     last_s: f64,
-    done: bool,
+    /// Whether the decoder was told that nothing follows.
+    is_drained: bool,
+    is_done: bool,
 }
 
 impl std::fmt::Debug for VideoFrames {
@@ -156,22 +54,29 @@ impl std::fmt::Debug for VideoFrames {
 /// As [`super::load`].
 pub fn frames(path: &Path, limits: &Limits) -> Result<VideoFrames, InputError> {
     let label = path.display().to_string();
-    init().map_err(|e| InputError::Io { path: label.clone(), reason: format!("FFmpeg: {e}") })?;
-    check_file(path, &label)?;
-    let stream = stream(path, &label)?;
-    let decoder = Decoder::new(path).map_err(|e| unreadable(&label, e))?;
-    let (width, height) = decoder.size();
-    limits.check_size(&label, width, height, u64::from(width) * u64::from(height) * 3)?;
-    let unit_s = rate(decoder.time_base());
+    let (stream, parameters) = container::scan(path, &label)?;
+    let input = container::open(path, &label)?;
+    let mut context = Context::from_parameters(parameters).map_err(|e| unreadable(&label, e))?;
+    context.set_time_base(stream.unit);
+    let mut decoder = context.decoder();
+    decoder.set_packet_time_base(stream.unit);
+    let decoder = decoder.video().map_err(|e| unreadable(&label, e))?;
+    let (width, height) = (decoder.width(), decoder.height());
+    if width > 0 && height > 0 {
+        limits.check_size(&label, width, height, u64::from(width) * u64::from(height) * 3)?;
+    }
     Ok(VideoFrames {
         label,
+        input,
         decoder,
+        to_rgb: ToRgb::default(),
         stream,
-        unit_s,
         limits: *limits,
         next: 0,
+        start: None,
         last_s: 0.0,
-        done: false,
+        is_drained: false,
+        is_done: false,
     })
 }
 
@@ -181,61 +86,110 @@ impl VideoFrames {
         self.stream.fps
     }
 
-    /// Number of frames that the container holds.
+    /// Number of frames that are shown, as the container tells it.
     pub fn count_hint(&self) -> usize {
         self.stream.frames
     }
 
     /// The error of a frame that cannot be decoded.
-    fn broken(&self, error: &Error) -> InputError {
+    fn broken(&self, error: Error) -> InputError {
         let expected = self.stream.frames;
         let reason = format!("expected {expected} frames, frame {} fails: {error}", self.next);
         corrupt(&self.label, reason)
     }
 
-    /// Decodes the next frame; `None` at the end. `wanted` is asked before pixels are copied.
-    fn step(
-        &mut self,
-        wanted: impl FnOnce(usize) -> bool,
-    ) -> Option<Result<Option<Frame>, InputError>> {
-        if self.done {
-            return None;
+    /// The decoder's next frame; `None` at the end.
+    fn decode(&mut self) -> Result<Option<frame::Video>, Error> {
+        let mut raw = frame::Video::empty();
+        loop {
+            match self.decoder.receive_frame(&mut raw) {
+                Ok(()) => return Ok(Some(raw)),
+                Err(Error::Eof) => return Ok(None),
+                Err(Error::Other { errno: EAGAIN }) => {}
+                Err(error) => self.pass_over(error)?,
+            }
+            if let Err(error) = self.feed() {
+                self.pass_over(error)?;
+            }
         }
-        let raw = match self.decoder.decode_raw() {
-            Ok(raw) => raw,
-            Err(Error::DecodeExhausted | Error::ReadExhausted) => {
-                self.done = true;
-                return None;
+    }
+
+    /// An error before the first frame is forgiven: its packet has no key frame to stand on.
+    fn pass_over(&self, error: Error) -> Result<(), Error> {
+        if self.next == 0 && !self.is_drained { Ok(()) } else { Err(error) }
+    }
+
+    /// Gives the decoder the stream's next packet.
+    fn feed(&mut self) -> Result<(), Error> {
+        loop {
+            let mut packet = Packet::empty();
+            match packet.read(&mut self.input) {
+                // An empty packet is a frame that was dropped; the decoder would take it as the end.
+                Ok(()) if packet.stream() != self.stream.index || packet.size() == 0 => {}
+                Ok(()) => return self.decoder.send_packet(&packet),
+                Err(_) if self.is_drained => return Err(Error::Eof),
+                Err(Error::Eof) => {
+                    self.is_drained = true;
+                    return self.decoder.send_eof();
+                }
+                Err(error) => {
+                    self.is_drained = true;
+                    return Err(error);
+                }
             }
-            Err(error) => {
-                self.done = true;
-                return Some(Err(self.broken(&error)));
-            }
-        };
+        }
+    }
+
+    /// Seconds from the first frame.
+    fn time_of(&mut self, raw: &frame::Video) -> f64 {
+        let start = self.start;
+        let time = raw.timestamp();
+        self.start = start.or(time);
+        match (time, self.start) {
+            (Some(time), Some(start)) => seconds(time.saturating_sub(start), self.stream.unit),
+            _ if self.next == 0 => 0.0,
+            _ => self.last_s + 1.0 / self.stream.fps,
+        }
+    }
+
+    /// Decodes the next frame; `None` at the end. `wanted` is asked before pixels are made.
+    fn step(&mut self, wanted: impl FnOnce(usize) -> bool) -> Result<Option<Step>, InputError> {
+        if self.is_done {
+            return Ok(None);
+        }
+        let decoded = self.decode().map_err(|error| self.broken(error));
+        self.is_done = !matches!(decoded, Ok(Some(_)));
+        let Some(mut raw) = decoded? else { return Ok(None) };
+        let time_s = self.time_of(&raw);
+        self.last_s = time_s;
         let index = self.next;
         self.next += 1;
-        let time_s = match raw.timestamp() {
-            Some(t) if self.unit_s.is_finite() && self.unit_s > 0.0 => {
-                t as f64 * self.unit_s - self.stream.start_s
-            }
-            _ if index == 0 => 0.0,
-            _ => self.last_s + 1.0 / self.stream.fps,
-        };
-        self.last_s = time_s;
         if !wanted(index) {
-            return Some(Ok(None));
+            return Ok(Some(None));
         }
+        let frame = self.upright(&mut raw, index, time_s);
+        self.is_done = frame.is_err();
+        Ok(Some(Some(frame?)))
+    }
+
+    fn upright(
+        &mut self,
+        raw: &mut frame::Video,
+        index: usize,
+        time_s: f64,
+    ) -> Result<Frame, InputError> {
         let (width, height) = (raw.width(), raw.height());
         let native = u64::from(width) * u64::from(height) * 3;
-        if let Err(error) = self.limits.check_size(&self.label, width, height, native) {
-            self.done = true;
-            return Some(Err(error));
-        }
-        let (row, stride) = (width as usize * 3, raw.stride(0));
-        let data = raw.data(0);
-        if stride < row || data.len() < stride * (height as usize - 1) + row {
-            self.done = true;
-            return Some(Err(corrupt(&self.label, format!("frame {index} has no pixels"))));
+        self.limits.check_size(&self.label, width, height, native)?;
+        let rgb = self
+            .to_rgb
+            .convert(raw)
+            .map_err(|e| corrupt(&self.label, format!("frame {index} has no colours: {e}")))?;
+        let (row, stride) = (width as usize * 3, rgb.stride(0));
+        let data = rgb.data(0);
+        let is_short = stride < row || data.len() < stride * (height as usize - 1) + row;
+        if (rgb.width(), rgb.height()) != (width, height) || is_short {
+            return Err(corrupt(&self.label, format!("frame {index} has no pixels")));
         }
         let picture = Bitmap::build(width as usize, height as usize, |out| {
             for (line, source) in out.chunks_exact_mut(row).zip(data.chunks(stride)) {
@@ -243,80 +197,85 @@ impl VideoFrames {
             }
         });
         let upright = crate::image::turned(picture, self.stream.turns);
-        Some(Ok(Some(Frame {
+        Ok(Frame {
             width: upright.width as u32,
             height: upright.height as u32,
             rgb: upright.rgb,
             time_s: Some(time_s),
-        })))
+        })
+    }
+
+    /// The frames that a policy takes of `total`; what was decoded is counted in `next`.
+    fn taken(
+        &mut self,
+        policy: Policy,
+        total: usize,
+        options: &VideoOptions,
+    ) -> Result<Vec<Frame>, InputError> {
+        let fps = total as f64 / self.stream.length_s;
+        let wanted = sampling::indices(policy, total, fps);
+        let Some(last) = wanted.last().copied() else { return Ok(Vec::new()) };
+        let mut kept: Vec<Frame> = Vec::new();
+        while self.next <= last {
+            let Some(step) = self.step(|i| wanted.binary_search(&i).is_ok())? else { break };
+            let Some(frame) = step else { continue };
+            check_bytes(&self.label, &frame, wanted.len(), options)?;
+            // A policy may name a frame twice.
+            let index = self.next - 1;
+            let times = wanted.iter().filter(|w| **w == index).count();
+            kept.extend(std::iter::repeat_n(frame, times));
+        }
+        Ok(kept)
     }
 }
+
+/// A frame, or none where it was not wanted.
+type Step = Option<Frame>;
 
 impl Iterator for VideoFrames {
     type Item = Result<Frame, InputError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.step(|_| true)? {
-            Ok(Some(frame)) => Some(Ok(frame)),
-            Ok(None) => None,
-            Err(error) => Some(Err(error)),
-        }
+        self.step(|_| true).transpose().map(|step| {
+            step.and_then(|frame| {
+                frame.ok_or_else(|| corrupt(&self.label, "a frame that was asked for is missing"))
+            })
+        })
     }
 }
 
 /// See [`super::load`].
 pub(super) fn load(path: &Path, options: &VideoOptions) -> Result<Clip, InputError> {
     let mut source = frames(path, &options.limits)?;
-    let (label, stream) = (source.label.clone(), source.stream);
+    let stream = source.stream;
+    let mut total = stream.frames;
     let kept: Vec<Frame> = match options.sampling {
         Sampling::Scenes { max_frames, threshold } => {
             let mut cuts = SceneCuts::new(max_frames, threshold);
             for frame in source.by_ref() {
                 let frame = frame?;
-                check_bytes(&label, &frame, cuts.held() + 1, options)?;
+                check_bytes(&source.label, &frame, cuts.held() + 1, options)?;
                 cuts.push(&frame);
             }
+            total = source.next;
             cuts.finish().into_iter().map(|(_, frame)| frame).collect()
         }
         Sampling::Policy(policy) => {
-            let wanted = sampling::indices(policy, stream.frames, stream.fps);
-            let mut kept: Vec<Frame> = Vec::new();
-            let last = wanted.last().copied();
-            while last.is_some_and(|last| source.next <= last) {
-                let Some(step) = source.step(|i| wanted.binary_search(&i).is_ok()) else { break };
-                let Some(frame) = step? else { continue };
-                check_bytes(&label, &frame, wanted.len(), options)?;
-                // A policy may name a frame twice.
-                let index = source.next - 1;
-                let times = wanted.iter().filter(|w| **w == index).count();
-                kept.extend(std::iter::repeat_n(frame, times));
+            let mut kept = source.taken(policy, total, options)?;
+            if source.is_done && source.next < total {
+                // Some packets gave no frame: the decoder's count is the true one.
+                total = source.next;
+                source = frames(path, &options.limits)?;
+                kept = source.taken(policy, total, options)?;
             }
             kept
         }
     };
     if kept.is_empty() {
-        return Err(corrupt(&label, "expected at least one frame, none could be decoded"));
+        let reason = "expected at least one frame, none could be decoded";
+        return Err(corrupt(&source.label, reason));
     }
-    let total = stream.frames.max(source.next) as f64;
-    let info = VideoInfo {
-        fps: Some(kept.len() as f64 / total * stream.fps),
-        duration_s: Some(total / stream.fps),
-    };
-    Clip::from_frames(label, kept, info)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quarter_turns_are_read_off_the_matrix() {
-        let matrix =
-            |a: i32, b: i32| -> Vec<u8> { [a, b].iter().flat_map(|v| v.to_ne_bytes()).collect() };
-        let one = 65_536;
-        for (a, b, want) in [(one, 0, 0), (0, one, 1), (-one, 0, 2), (0, -one, 3)] {
-            assert_eq!(turns(&matrix(a, b)), want);
-        }
-        assert_eq!(turns(&[1, 2]), 0);
-    }
+    let fps = kept.len() as f64 / total as f64 * (total as f64 / stream.length_s);
+    let info = VideoInfo { fps: Some(fps), duration_s: Some(stream.length_s) };
+    Clip::from_frames(source.label, kept, info)
 }

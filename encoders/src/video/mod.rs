@@ -10,9 +10,17 @@
 //! Not here: how many tokens a frame costs ([`crate::processors`]).
 
 #[cfg(feature = "video")]
+mod colour;
+#[cfg(feature = "video")]
+mod container;
+#[cfg(feature = "video")]
+mod ffi;
+#[cfg(feature = "video")]
 mod file;
 mod live;
 mod scene;
+#[cfg(feature = "video")]
+mod whole;
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +36,8 @@ pub use live::LiveFrames;
 pub use scene::SceneCuts;
 
 /// Endings of video files, lower case.
-pub const EXTENSIONS: &[&str] = &["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts"];
+pub const EXTENSIONS: &[&str] =
+    &["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "3gp"];
 
 /// Frames a second where nothing else is said: transformers' own default.
 pub const FPS: f64 = 2.0;

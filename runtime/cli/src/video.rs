@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use secateur::image::Limits;
-use secateur::{Clip, Error, FrameSampling, InputError, Policy, VideoOptions, Vlm, video};
+use secateur::{Clip, Error, FrameSampling, InputError, Outline, Policy, VideoOptions, Vlm, video};
 
 use crate::args::{FrameChoice, VideoArgs};
 
@@ -28,9 +28,14 @@ pub(crate) struct Frames {
 
 impl Frames {
     /// What flags and model say together; `max_tokens` are kept free for the answer.
-    pub(crate) fn new(args: &VideoArgs, vlm: &Vlm, max_tokens: usize, limits: Limits) -> Self {
+    pub(crate) fn new(
+        args: &VideoArgs,
+        vlm: &impl TakesFrames,
+        max_tokens: usize,
+        limits: Limits,
+    ) -> Self {
         let most = args.max_frames.unwrap_or_else(|| vlm.most_frames(max_tokens));
-        let asked = args.fps.map(f64::from);
+        let asked = args.fps;
         let fps = asked.unwrap_or(video::FPS);
         let sampling = match args.sampling {
             FrameChoice::Model => {
@@ -83,6 +88,34 @@ impl Frames {
         // Fewer frames of the same time are further apart.
         let fps = self.fps * count as f64 / pictures.len() as f64;
         video::from_pictures(&label, &taken, fps, &self.options)
+    }
+}
+
+/// A model, loaded or not: which frames it takes.
+pub(crate) trait TakesFrames {
+    /// See [`Vlm::most_frames`].
+    fn most_frames(&self, max_tokens: usize) -> usize;
+    /// See [`Vlm::frame_policy`].
+    fn frame_policy(&self, fps: Option<f64>, most: Option<usize>, max_tokens: usize) -> Policy;
+}
+
+impl TakesFrames for Vlm {
+    fn most_frames(&self, max_tokens: usize) -> usize {
+        Vlm::most_frames(self, max_tokens)
+    }
+
+    fn frame_policy(&self, fps: Option<f64>, most: Option<usize>, max_tokens: usize) -> Policy {
+        Vlm::frame_policy(self, fps, most, max_tokens)
+    }
+}
+
+impl TakesFrames for Outline {
+    fn most_frames(&self, max_tokens: usize) -> usize {
+        Outline::most_frames(self, max_tokens)
+    }
+
+    fn frame_policy(&self, fps: Option<f64>, most: Option<usize>, max_tokens: usize) -> Policy {
+        Outline::frame_policy(self, fps, most, max_tokens)
     }
 }
 

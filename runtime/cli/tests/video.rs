@@ -137,6 +137,115 @@ fn a_folder_that_is_no_video_says_what_was_expected() {
     }
 }
 
+/// What transformers 5.24 with torchcodec 0.17 makes of the committed clips.
+#[cfg(feature = "video")]
+mod golden {
+    use super::*;
+
+    fn at(name: &str) -> String {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden");
+        golden.join(name).to_str().expect("a path").to_owned()
+    }
+
+    fn answer(args: &[&str]) -> serde_json::Value {
+        let folder = tempfile::tempdir().unwrap();
+        let all = [&["ask", "--json", "--dtype", "f32", "--max-tokens", "16"], args].concat();
+        let (code, out, err) = texts(&run(folder.path(), &all));
+        assert_eq!(code, 0, "{args:?}: {err}");
+        serde_json::from_str(&out).expect("JSON")
+    }
+
+    fn visual(args: &[&str]) -> u64 {
+        answer(args)["report"]["visual_in"].as_u64().expect("a number")
+    }
+
+    #[test]
+    fn a_bt709_frame_is_the_picture_that_pyav_decodes() {
+        let model = at("models/llava-1.5-tiny");
+        for name in ["bt709", "bt601"] {
+            let (video, picture) =
+                (at(&format!("videos/{name}.mp4")), at(&format!("videos/{name}.png")));
+            let one = ["--sampling", "uniform", "--max-frames", "1"];
+            let video = answer(&[&["-m", &model, "-i", &video, "hello"][..], &one].concat());
+            let picture = answer(&["-m", &model, "-i", &picture, "hello"]);
+            assert_eq!(video["ids"], picture["ids"], "{name}");
+        }
+    }
+
+    #[test]
+    fn policies_count_the_frames_that_are_shown() {
+        let model = at("models/qwen3-vl-tiny");
+        let of = |name: &str| visual(&["-m", &model, "-i", &at(name), "hi"]);
+        assert_eq!(of("videos/edited.mp4"), 12, "frames 0 17 34 52 69 86");
+        assert_eq!(of("videos/dropped.avi"), 12, "frames 0 4 7 11 14 18");
+    }
+
+    #[test]
+    fn times_are_printed_as_python_prints_the_quotient() {
+        let model = at("models/qwen3-vl-tiny");
+        let got = answer(&["-m", &model, "-i", &at("videos/ten.mp4"), "hi"]);
+        let right =
+            [305, 115, 332, 134, 145, 145, 145, 145, 148, 100, 371, 413, 304, 304, 304, 304];
+        assert_eq!(got["ids"], serde_json::json!(right));
+    }
+
+    #[test]
+    fn the_folder_of_the_model_says_which_frames_are_taken() {
+        let (smol, minute) = (at("models/smolvlm-tiny"), at("videos/minute.mp4"));
+        assert_eq!(visual(&["-m", &smol, "-i", &minute, "hi"]), 32, "max_frames is 8");
+        let folder = tempfile::tempdir().unwrap();
+        let ten = at("videos/ten.mp4");
+        let with = |family: &str, key: &str, value: serde_json::Value| {
+            let copy = folder.path().join(format!("{family}-{key}-{value}"));
+            fs::create_dir(&copy).unwrap();
+            for entry in fs::read_dir(at(&format!("models/{family}"))).unwrap() {
+                let path = entry.unwrap().path();
+                fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+            }
+            let file = copy.join("video_preprocessor_config.json");
+            let mut config: serde_json::Value =
+                serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+            config[key] = value;
+            put(&file, &serde_json::to_vec(&config).unwrap());
+            visual(&["-m", copy.to_str().unwrap(), "-i", &ten, "hi"])
+        };
+        let qwen = at("models/qwen3-vl-tiny");
+        let by_flag = visual(&["-m", &qwen, "--fps", "4", "-i", &ten, "hi"]);
+        assert_eq!(by_flag, 24, "12 frames, 6 pairs of 4");
+        assert_eq!(with("qwen3-vl-tiny", "fps", 4.into()), by_flag);
+        assert_eq!(with("qwen3-vl-tiny", "max_frames", 4.into()), 8);
+        assert_eq!(with("qwen3-vl-tiny", "num_frames", 8.into()), 16);
+        assert_eq!(with("qwen3-vl-tiny", "do_sample_frames", false.into()), 60);
+        let of_frame = with("internvl-tiny", "num_frames", 1.into());
+        assert_eq!(with("llava-onevision-tiny", "do_sample_frames", false.into()) % 30, 0);
+        assert!(of_frame > 0);
+    }
+
+    #[test]
+    fn trace_tokens_and_inspect_take_video_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (model, ten) = (at("models/qwen3-vl-tiny"), at("videos/ten.mp4"));
+        let run_ok = |args: &[&str]| {
+            let (code, out, err) = texts(&run(folder.path(), args));
+            assert_eq!(code, 0, "{args:?}: {err}");
+            out
+        };
+        let counted = run_ok(&["tokens", "-m", &model, "-i", &ten, "--json"]);
+        let counted: serde_json::Value = serde_json::from_str(&counted).unwrap();
+        assert_eq!(counted["pictures"][0]["tokens"], 12);
+        let fewer = run_ok(&["tokens", "-m", &model, "-i", &ten, "--fps", "1", "--json"]);
+        let fewer: serde_json::Value = serde_json::from_str(&fewer).unwrap();
+        assert_eq!(fewer["pictures"][0]["tokens"], 8, "the fewest are 4 frames");
+        run_ok(&["trace", "-m", &model, "-i", &ten, "-p", "hi", "-o", "t.safetensors"]);
+        let bytes = fs::read(folder.path().join("t.safetensors")).unwrap();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let head: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        assert!(head.get("video_grid_thw").is_some(), "{head}");
+        run_ok(&["inspect", "-m", &model, "-i", &ten, "--max-tokens", "2", "-o", "map.png"]);
+        assert!(folder.path().join("map.png").is_file());
+    }
+}
+
 #[cfg(not(feature = "video"))]
 #[test]
 fn without_the_feature_a_named_video_is_refused_and_a_found_one_left_out() {

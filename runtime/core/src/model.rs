@@ -231,6 +231,10 @@ pub struct ProcessorOptions {
     pub pictures: usize,
 }
 
+/// Name in [`Pixels::outputs`] of the length of a video's source, whole seconds, for families whose
+/// prompt says it.
+pub const DURATION: &str = "video_duration_s";
+
 /// A picture or video as a vision tower wants it.
 #[derive(Clone, Debug)]
 pub struct Pixels {

@@ -12,6 +12,7 @@ use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::tokens::TokenMap;
+use secateur_encoders::processors::sampling::Sampler;
 use secateur_models::registry::Description;
 use secateur_models::FamilyEntry;
 
@@ -33,6 +34,7 @@ use crate::forecast::{Load, MemoryForecast, Sizes};
 pub struct Outline {
     description: Description,
     processor: Box<dyn Processor>,
+    sampler: Option<Sampler>,
     options: ProcessorOptions,
     registry: Registry,
     sizes: Sizes,
@@ -48,12 +50,18 @@ impl Outline {
     ) -> Result<Self, Error> {
         let family = description.entry.model_type;
         let processor = secateur_encoders::processors::from_files(files, family)?;
-        Ok(Self { description, processor, options, registry, sizes })
+        let sampler = secateur_encoders::processors::sampler(files, family)?;
+        Ok(Self { description, processor, sampler, options, registry, sizes })
     }
 
     /// Its row of the table of families.
     pub(crate) fn entry(&self) -> &'static FamilyEntry {
         self.description.entry
+    }
+
+    /// What its folder says of the frames of a video.
+    pub(crate) fn sampler(&self) -> Option<&Sampler> {
+        self.sampler.as_ref()
     }
 
     /// What the model is and offers.

@@ -421,12 +421,14 @@ impl VlmBuilder {
             }
         };
         let processor = secateur_encoders::processors::from_files(files, entry.model_type)?;
+        let sampler = secateur_encoders::processors::sampler(files, entry.model_type)?;
         let model = Model {
             entry,
             info,
             family,
             encoder,
             processor,
+            sampler,
             text,
             ops,
             registry: self.registry,

@@ -55,9 +55,11 @@ pub(crate) struct ExplainArgs {
 /// Flags of `inspect`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InspectArgs {
-    /// Picture (may be repeated)
+    /// Picture or video (may be repeated)
     #[arg(short = 'i', long, value_name = "FILE", required = true)]
     pub(crate) image: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) video: VideoArgs,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
@@ -84,9 +86,8 @@ pub(crate) struct TraceArgs {
     pub(crate) chain: ChainArgs,
     #[command(flatten)]
     pub(crate) media: TraceMedia,
-    /// Frames a second of --frames
-    #[arg(long, value_name = "F", requires = "frames")]
-    pub(crate) fps: Option<f64>,
+    #[command(flatten)]
+    pub(crate) video: VideoArgs,
     /// The prompt
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: String,
@@ -161,7 +162,7 @@ pub(crate) struct BenchArgs {
 /// Flags of `tokens`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TokensArgs {
-    /// Picture (may be repeated)
+    /// Picture or video (may be repeated)
     #[arg(short = 'i', long, value_name = "FILE")]
     pub(crate) image: Vec<PathBuf>,
     /// Folder whose pictures are the frames of one video, by name (may be repeated)
@@ -171,6 +172,8 @@ pub(crate) struct TokensArgs {
     /// repeated)
     #[arg(long, value_name = "WxH[xFRAMES]")]
     pub(crate) size: Vec<String>,
+    #[command(flatten)]
+    pub(crate) video: VideoArgs,
     /// Model: a folder, a GGUF file or a hub id [default: the built-in model]
     #[arg(short, long, value_name = "DIR|GGUF|REPO")]
     pub(crate) model: Option<String>,

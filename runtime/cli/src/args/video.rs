@@ -11,8 +11,8 @@ pub(crate) struct VideoArgs {
     #[arg(long, value_enum, default_value_t, help_heading = "Video")]
     pub(crate) sampling: FrameChoice,
     /// Frames a second to take; of a folder of frames, their rate [default: the model's, else 2]
-    #[arg(long, value_name = "F", value_parser = super::positive, help_heading = "Video")]
-    pub(crate) fps: Option<f32>,
+    #[arg(long, value_name = "F", value_parser = rate, help_heading = "Video")]
+    pub(crate) fps: Option<f64>,
     /// Most frames of a video [default: what the model takes and its context has room for]
     #[arg(long, value_name = "N", value_parser = super::at_least_one, help_heading = "Video")]
     pub(crate) max_frames: Option<usize>,
@@ -55,6 +55,11 @@ pub(crate) enum ProviderChoice {
     Cuda(u32),
 }
 
+fn rate(text: &str) -> Result<f64, String> {
+    let known = text.parse().ok().filter(|f: &f64| f.is_finite() && *f > 0.0);
+    known.ok_or_else(|| "expected a number above 0".into())
+}
+
 fn provider(text: &str) -> Result<ProviderChoice, String> {
     match text.split_once(':').unwrap_or((text, "0")) {
         ("cpu", _) if text == "cpu" => Ok(ProviderChoice::Cpu),
@@ -69,6 +74,14 @@ fn provider(text: &str) -> Result<ProviderChoice, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_rate_is_a_number_above_zero() {
+        assert_eq!(rate("29.97"), Ok(29.97));
+        for text in ["", "0", "-1", "nan", "inf", "two"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn a_provider_is_a_name_and_a_device() {

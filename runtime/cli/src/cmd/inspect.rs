@@ -9,6 +9,7 @@ use crate::inspect::{Scene, html, png};
 use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::Console;
+use crate::video::Frames;
 use crate::write::replace_one;
 
 #[derive(Clone, Copy)]
@@ -37,8 +38,14 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<Outcome> {
         console.warn("there is no chain: every token stays; --prune names one");
     }
     let limits = job::limits(&args.limits);
-    let clips = args.image.iter().map(|p| picture(p, &limits)).collect::<Result<Vec<_>>>()?;
     let vlm = job::open_within(&args.model, &args.limits, console)?;
+    let frames = Frames::new(&args.video, &vlm, args.max_tokens, limits);
+    let mut clips = Vec::new();
+    for path in &args.image {
+        let is_video = secateur::video::is_video(path);
+        let clip = if is_video { frames.load(path)? } else { picture(path, &limits)? };
+        clips.extend(vlm.fitted(clip)?);
+    }
     let prompt = job::text(&args.prompt)?;
     let request = clips.iter().cloned().fold(Request::new(&prompt), Request::clip);
     let request = request.chain(chain).max_tokens(args.max_tokens).detail();

@@ -10,7 +10,7 @@ use crate::hub::{self, Needs};
 use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, clean_line, table};
-use crate::video::pictures_of;
+use crate::video::{Frames, pictures_of};
 
 /// One picture's tokens.
 struct Counted {
@@ -29,15 +29,18 @@ struct Counted {
 pub(crate) fn run(args: &TokensArgs, console: &Console) -> Result<Outcome> {
     if args.image.is_empty() && args.frames.is_empty() && args.size.is_empty() {
         return Err(usage(
-            "name a picture with --image, the frames of a video with --frames, or a size with \
+            "name a picture or a video with --image, the frames of a video with --frames, or a size with \
              --size WxH or WxHxFRAMES",
         ));
     }
     let outline = open(args, console)?;
     let limits = secateur::image::Limits::default();
     let mut counted = Vec::new();
+    let frames = Frames::new(&args.video, &outline, 0, limits);
     for path in &args.image {
-        counted.push(count(&outline, &path.display().to_string(), picture(path, &limits)?)?);
+        let is_video = video::is_video(path);
+        let clip = if is_video { frames.load(path)? } else { picture(path, &limits)? };
+        counted.push(count(&outline, &path.display().to_string(), clip)?);
     }
     for folder in &args.frames {
         let label = folder.display().to_string();

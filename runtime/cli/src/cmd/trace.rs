@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, load};
+use secateur::video::is_video;
 use secateur::{Clip, Frame, Load, ModelOptions, Request, VideoAdvance, VideoInfo};
 
 use crate::args::{Advance, Medium, TraceArgs};
 use crate::hub::Needs;
 use crate::job;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, usage};
 use crate::output::Console;
+use crate::video::Frames;
 use crate::write::replace_one;
 
 /// Runs the command.
@@ -20,12 +22,29 @@ use crate::write::replace_one;
 pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
+    let is_moving = |medium: &Medium| match medium {
+        Medium::Frames(_) => true,
+        Medium::File(path) | Medium::Word(path) => is_video(path),
+    };
+    if args.video.fps.is_some() && !args.media.0.iter().any(is_moving) {
+        return Err(usage("--fps: there is no video; name one with --image or --frames".into()));
+    }
+    let load_of_run = Load { max_tokens: args.max_tokens, ..Load::default() };
+    job::most_requests(&args.model, &args.limits, &chain, &load_of_run, console)?;
+    let vlm = open(args, console)?;
     let mut request = Request::new(&args.prompt).chain(chain).max_tokens(args.max_tokens);
+    let frames = Frames::new(&args.video, &vlm, args.max_tokens, limits);
     for medium in &args.media.0 {
-        request = request.clip(match medium {
+        let clip = match medium {
+            Medium::Frames(paths) => video(paths, args.video.fps, &limits)?,
+            Medium::File(path) | Medium::Word(path) if is_video(path) => frames.load(path)?,
             Medium::File(path) | Medium::Word(path) => load(path, &limits)?,
-            Medium::Frames(frames) => video(frames, args.fps, &limits)?,
-        });
+        };
+        request = match medium {
+            // Frames that were listed are the video that is traced, whatever the family.
+            Medium::Frames(_) => request.clip(clip),
+            _ => vlm.fitted(clip)?.into_iter().fold(request, Request::clip),
+        };
     }
     if args.raw_prompt {
         request = request.raw_prompt();
@@ -37,10 +56,6 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
         Some(path) => secateur::trace::read_histories(path)?,
         None => secateur::trace::Histories::default(),
     };
-    let load = Load { max_tokens: args.max_tokens, ..Load::default() };
-    let spec = job::chain(&args.chain)?;
-    job::most_requests(&args.model, &args.limits, &spec, &load, console)?;
-    let vlm = open(args, console)?;
     let tensors = vlm.trace(&request, &histories)?;
     let bytes = tensors.to_safetensors().context("the tensors cannot be written")?;
     replace_one(&args.out, &bytes)

@@ -12,6 +12,7 @@ pub(crate) mod html;
 pub(crate) mod png;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use secateur::{Answer, Clip, Grid, Rect, StageReport, TokenKind, TokenMap};
 
@@ -89,6 +90,8 @@ pub(crate) struct Stage {
 pub(crate) struct View {
     /// Index of the picture.
     pub(crate) picture: usize,
+    /// Index of the frame in its video.
+    pub(crate) frame: usize,
     /// For people: `picture 1`, `picture 1, tiles`.
     pub(crate) label: String,
     /// Its cells.
@@ -98,7 +101,7 @@ pub(crate) struct View {
 /// Everything there is to draw.
 #[derive(Clone, Debug)]
 pub(crate) struct Scene {
-    /// The pictures.
+    /// The pictures; of a video each frame is one.
     pub(crate) clips: Vec<Clip>,
     /// The question.
     pub(crate) question: String,
@@ -123,15 +126,30 @@ impl Scene {
     pub(crate) fn new(clips: Vec<Clip>, question: &str, model: &str, answer: &Answer) -> Self {
         let report = &answer.report;
         let stages = report.stages.iter().map(stage).collect();
+        let mut views = views(&report.dense, &report.stages);
+        let mut starts = Vec::new();
+        let mut drawn = Vec::new();
+        for clip in clips {
+            starts.push(drawn.len());
+            let label = clip.label();
+            drawn.extend(
+                clip.frames().iter().filter_map(|f| {
+                    Clip::picture(label, f.width, f.height, Arc::clone(&f.rgb)).ok()
+                }),
+            );
+        }
+        for view in &mut views {
+            view.picture = starts[view.picture] + view.frame;
+        }
         Self {
-            clips,
+            clips: drawn,
             question: question.to_owned(),
             answer: answer.text.clone(),
             model: model.to_owned(),
             chain: report.chain.clone(),
             visual_in: report.visual_in,
             stages,
-            views: views(&report.dense, &report.stages),
+            views,
         }
     }
 }
@@ -181,8 +199,8 @@ fn views(dense: &TokenMap, reports: &[StageReport]) -> Vec<View> {
         .into_iter()
         .map(|(view, mut cells)| {
             cells.sort_by_key(|c| c.index);
-            let (picture, label) = labels[view].clone();
-            View { picture, label, cells }
+            let (picture, frame, label) = labels[view].clone();
+            View { picture, frame, label, cells }
         })
         .collect()
 }
@@ -247,8 +265,8 @@ fn overlap(a: &Grid, b: &Grid) -> bool {
     ax < br - slack && bx < ar - slack && ay < bb - slack && by < ab - slack
 }
 
-/// The view of each grid, and picture and label of each view.
-fn arrange(grids: &[Grid]) -> (Vec<usize>, Vec<(usize, String)>) {
+/// The view of each grid, and picture, frame and label of each view.
+fn arrange(grids: &[Grid]) -> (Vec<usize>, Vec<(usize, usize, String)>) {
     let mut views: Vec<Vec<usize>> = Vec::new();
     let mut view_of = Vec::new();
     for (g, grid) in grids.iter().enumerate() {
@@ -277,7 +295,7 @@ fn arrange(grids: &[Grid]) -> (Vec<usize>, Vec<(usize, String)>) {
             if several {
                 label.push_str(if view.len() > 1 { ", tiles" } else { ", whole" });
             }
-            (grid.picture as usize, label)
+            (grid.picture as usize, grid.frame as usize, label)
         })
         .collect();
     (view_of, labels)
@@ -372,6 +390,6 @@ mod tests {
         ];
         let (view_of, labels) = arrange(&grids);
         assert_eq!(view_of, [0, 1, 1, 1]);
-        assert_eq!(labels[1], (0, "picture 1, tiles".to_owned()));
+        assert_eq!(labels[1], (0, 0, "picture 1, tiles".to_owned()));
     }
 }

@@ -387,7 +387,7 @@ pub(crate) mod tests {
                 ms: 0.1,
                 without_cell: 0,
             }],
-            views: vec![View { picture: 0, label: "picture 1".into(), cells }],
+            views: vec![View { picture: 0, frame: 0, label: "picture 1".into(), cells }],
         }
     }
 
