@@ -20,6 +20,7 @@
 mod answer;
 mod batch;
 mod chains;
+mod cost;
 mod embedded;
 mod error;
 mod forecast;
@@ -37,6 +38,7 @@ mod vlm;
 pub use batch::Progress;
 pub use answer::{Answer, Report, Times};
 pub use chains::{ChainSource, Setting, Stage, chain};
+pub use cost::Cost;
 pub use error::{Error, ErrorKind};
 pub use forecast::{Load, MemoryForecast};
 pub use outline::Outline;
@@ -94,3 +96,5 @@ pub use secateur_models::embedded as built_in;
 pub use secateur_models::registry as families;
 /// Named settings of published chains.
 pub use secateur_pruners::presets;
+/// The pruners by name, with their papers and parameters.
+pub use secateur_pruners::registry as pruners;

@@ -11,12 +11,14 @@ use secateur_core::clip::Clip;
 use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
+use secateur_core::ops::Precision;
 use secateur_core::tokens::TokenMap;
 use secateur_encoders::processors::sampling::Sampler;
 use secateur_models::registry::Description;
 use secateur_models::FamilyEntry;
 
 use crate::chains::ChainSource;
+use crate::cost::{Cost, tokens_by_layer};
 use crate::error::Error;
 use crate::forecast::{Load, MemoryForecast, Sizes};
 
@@ -117,6 +119,15 @@ impl Outline {
         limit: u64,
     ) -> Result<Option<usize>, Error> {
         Ok(self.sizes.most_requests(self.info(), &self.resolve(chain)?, load, limit))
+    }
+
+    /// What the decoder costs for a prompt of one picture of the model's own size and `text` other
+    /// tokens, under a planned chain; `None` if the picture decides what a stage keeps.
+    pub fn cost(&self, chain: &ResolvedChain, text: usize, precision: Precision) -> Option<Cost> {
+        let decoder = self.description.decoder();
+        let visual = self.info().visual_tokens;
+        let tokens = tokens_by_layer(chain, visual, text, decoder.layers)?;
+        Some(Cost::of(decoder, precision, &tokens))
     }
 
     /// The visual tokens of the pictures and videos of one request.
