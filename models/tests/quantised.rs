@@ -54,7 +54,7 @@ fn a_method_that_config_json_announces_is_named() {
             json!({ "quant_method": "compressed-tensors" }),
             "compressed-tensors",
         ),
-        ("/quantization", json!({ "group_size": 64, "bits": 4 }), "one without a name"),
+        ("/quantization", json!({ "group_size": 64, "bits": 4 }), "mlx"),
     ] {
         let mut config = tiny();
         let (parent, key) = place.rsplit_once('/').unwrap();
