@@ -34,6 +34,8 @@ pub struct Bug {
     /// What is done to the tensors, in order.
     #[serde(default)]
     tensors: Vec<Change>,
+    /// Folder beside the case of an adapter that is merged into the model.
+    pub adapter: Option<String>,
     /// Pictures: `golden:images/x.png`, or a file beside the case.
     #[serde(default)]
     pub images: Vec<String>,

@@ -2,8 +2,8 @@
 //! of `golden/bugs`.
 //!
 //! A case is a tiny model with a fault ([`secateur_tests::bug`]) and what is right: tensors that
-//! transformers gave, a refusal with its words, or a run that ends well. `CASE=words` runs those
-//! whose name contains the words. Cases of the command stand in `runtime/cli/tests`.
+//! transformers gave (`tests/make_bugs.py` makes some of them), a refusal with its words, or a run
+//! that ends well. `CASE=words` runs those whose name contains the words. Cases of the command stand in `runtime/cli/tests`.
 
 use std::path::Path;
 
@@ -13,7 +13,11 @@ use secateur_tests::bug::{Bug, Expect};
 use secateur_tests::{difference, golden, tensors};
 
 fn run(case: &Path, bug: &Bug, model: &Path) -> Result<Tensors, secateur::Error> {
-    let vlm = Vlm::builder(model).precision(Precision::F32).threads(2).open()?;
+    let mut builder = Vlm::builder(model).precision(Precision::F32).threads(2);
+    if let Some(adapter) = &bug.adapter {
+        builder = builder.adapter(case.join(adapter));
+    }
+    let vlm = builder.open()?;
     let mut request = Request::new(bug.prompt.clone()).max_tokens(bug.max_tokens);
     if !bug.chat {
         request = request.raw_prompt();

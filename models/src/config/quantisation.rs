@@ -10,9 +10,13 @@ use serde_json::Value;
 
 use super::ConfigSource;
 
-/// Keys of `config.json`, or of one of its parts, that announce a method (transformers,
-/// compressed-tensors, MLX).
-const KEYS: &[&str] = &["quantization_config", "compression_config", "quantization"];
+/// Keys of `config.json`, or of one of its parts, that announce a method, and whose it is if it has
+/// no name (transformers, compressed-tensors, MLX).
+const KEYS: &[(&str, &str)] = &[
+    ("quantization_config", "one without a name"),
+    ("compression_config", "compressed-tensors"),
+    ("quantization", "mlx"),
+];
 
 /// Files that announce a method, where in them it stands, and whose they are if they do not name
 /// it (AutoGPTQ, AutoAWQ, ModelOpt, quanto).
@@ -34,15 +38,15 @@ pub(super) fn refuse(source: &ConfigSource<'_>) -> Result<(), ConfigError> {
         return Ok(());
     }
     let root = &source.root;
-    for key in KEYS {
-        if let Some(found) = root.get(key).and_then(method) {
+    for (key, whose) in KEYS {
+        if let Some(found) = root.get(key).and_then(|value| method(value, whose)) {
             return Err(unsupported(root.file(), key, &found));
         }
     }
     for part in root.keys() {
         let Some(part_of) = root.get(part).and_then(Value::as_object) else { continue };
-        for key in KEYS {
-            if let Some(found) = part_of.get(*key).and_then(method) {
+        for (key, whose) in KEYS {
+            if let Some(found) = part_of.get(*key).and_then(|value| method(value, whose)) {
                 return Err(unsupported(root.file(), &format!("{part}.{key}"), &found));
             }
         }
@@ -57,7 +61,7 @@ fn by_file(
     let Some(value) = files.json(file)? else { return Ok(()) };
     let root = Fields::root(files.label(file), &value)?;
     let found = if place.is_empty() {
-        method(&value).map(|found| if found == UNNAMED { whose.to_owned() } else { found })
+        method(&value, whose)
     } else {
         // ModelOpt writes the file with no method where only the cache is quantised.
         let part = root.object(place)?;
@@ -66,11 +70,9 @@ fn by_file(
     found.map_or(Ok(()), |found| Err(unsupported(root.file(), "quant_method", &found)))
 }
 
-/// Where a method has no name.
-const UNNAMED: &str = "one without a name";
-
-/// The name of the method that an object announces; `None` if it announces none.
-fn method(value: &Value) -> Option<String> {
+/// The name of the method that an object announces, `whose` if it has none; `None` if it announces
+/// no method.
+fn method(value: &Value, whose: &str) -> Option<String> {
     let Some(object) = value.as_object() else {
         return (!value.is_null()).then(|| short(value));
     };
@@ -84,7 +86,7 @@ fn method(value: &Value) -> Option<String> {
         // transformers runs such a model as it is if neither width is asked for.
         Some("bitsandbytes") if !four && !eight => None,
         None if four || eight => Some("bitsandbytes".into()),
-        _ => Some(named.unwrap_or_else(|| UNNAMED.into())),
+        _ => Some(named.unwrap_or_else(|| whose.to_owned())),
     }
 }
 

@@ -151,9 +151,7 @@ fn text(pair: &Pair<'_>, kind: Option<&str>) -> Result<Value, ConfigError> {
     }
     let rows = pair.decoder_tensors.get("token_embd.weight").and_then(|t| t.shape().first());
     text["vocab_size"] = json!(rows.copied().unwrap_or(pair.vocabulary.len()));
-    if let Some(scaling) = scaling(pair, arch)? {
-        text["rope_scaling"] = scaling;
-    }
+    text["rope_scaling"] = scaling(pair, arch)?;
     Ok(text)
 }
 
@@ -190,15 +188,9 @@ pub(super) fn head_dim(meta: Metadata<'_>) -> Result<usize, ConfigError> {
     Ok(meta.size(&key("embedding_length"))? / heads.max(1))
 }
 
-/// `rope_scaling`: the sections of M-RoPE, or a linear factor.
-fn scaling(pair: &Pair<'_>, arch: &str) -> Result<Option<Value>, ConfigError> {
+/// `rope_scaling`: the sections of M-RoPE, a linear factor, or both.
+fn scaling(pair: &Pair<'_>, arch: &str) -> Result<Value, ConfigError> {
     let meta = pair.decoder;
-    let sections = format!("{arch}.rope.dimension_sections");
-    if meta.get(&sections).is_some() {
-        let list = meta.list(&sections)?;
-        let three = list.get(..3).ok_or_else(|| meta.error(&sections, "three numbers or more"))?;
-        return Ok(Some(json!({ "rope_type": "default", "mrope_section": three })));
-    }
     if pair.decoder_tensors.contains_key("rope_freqs.weight") {
         return Err(ConfigError::Unsupported {
             file: meta.label().to_owned(),
@@ -208,14 +200,21 @@ fn scaling(pair: &Pair<'_>, arch: &str) -> Result<Option<Value>, ConfigError> {
         });
     }
     let kind = format!("{arch}.rope.scaling.type");
-    match meta.get(&kind).map(|_| meta.text(&kind)).transpose()? {
-        None | Some("none") => Ok(None),
+    let mut scaling = match meta.get(&kind).map(|_| meta.text(&kind)).transpose()? {
+        None | Some("none") => json!({ "rope_type": "default" }),
         Some("linear") => {
             let factor = meta.required(&format!("{arch}.rope.scaling.factor"), "a number")?;
-            Ok(Some(json!({ "rope_type": "linear", "factor": factor })))
+            json!({ "rope_type": "linear", "factor": factor })
         }
-        Some(_) => Err(meta.error(&kind, "`none` or `linear`")),
+        Some(_) => return Err(meta.error(&kind, "`none` or `linear`")),
+    };
+    let sections = format!("{arch}.rope.dimension_sections");
+    if meta.get(&sections).is_some() {
+        let list = meta.list(&sections)?;
+        let three = list.get(..3).ok_or_else(|| meta.error(&sections, "three numbers or more"))?;
+        scaling["mrope_section"] = json!(three);
     }
+    Ok(scaling)
 }
 
 impl Pair<'_> {

@@ -99,6 +99,16 @@ impl GgufFile {
                 return Err(wrong(format!("tensor `{name}` stands there twice")));
             }
         }
+        for name in tensors.keys() {
+            let stem = [".scale", ".input_scale"].iter().find_map(|end| name.strip_suffix(end));
+            let weight = stem.map(|stem| format!("{stem}.weight"));
+            if let Some(weight) = weight.filter(|weight| tensors.contains_key(weight)) {
+                return Err(wrong(format!(
+                    "tensor `{weight}` has `{name}` beside it; weights with a scale of their own \
+                     are not read"
+                )));
+            }
+        }
         Ok(Self { file, keys, tensors })
     }
 

@@ -116,6 +116,13 @@ impl ModelFiles {
             }
             Err(e) => return Err(io(e)),
         };
+        if !meta.is_file() {
+            // A pipe would be waited for.
+            return Err(ConfigError::Format {
+                file: self.label(file),
+                reason: "not a regular file".into(),
+            });
+        }
         if meta.len() > MAX_BYTES {
             return Err(ConfigError::Format {
                 file: self.label(file),

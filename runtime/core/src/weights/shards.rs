@@ -8,6 +8,9 @@ use std::path::{Component, Path};
 
 use crate::error::WeightsError;
 
+/// Larger files are no index: the field's largest are below 1 MB.
+const MAX_BYTES: u64 = 64 << 20;
+
 /// The files that an index names, ascending, relative to its folder.
 ///
 /// # Errors
@@ -21,6 +24,10 @@ pub(super) fn read(index: &Path) -> Result<BTreeMap<String, Vec<String>>, Weight
     let io = |source| WeightsError::Io { path: index.to_path_buf(), source };
     let format =
         |reason: String| WeightsError::Format { file: index.display().to_string(), reason };
+    let size = std::fs::metadata(index).map_err(io)?.len();
+    if size > MAX_BYTES {
+        return Err(format(format!("{size} bytes; an index has at most {MAX_BYTES}")));
+    }
     let text = std::fs::read_to_string(index).map_err(io)?;
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|e| format(e.to_string()))?;
