@@ -11,7 +11,8 @@ use secateur_tests::fuzz::{TARGETS, Target};
 
 fn seeds(target: &Target) -> Vec<(PathBuf, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target.name);
-    let entries = std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let entries =
+        std::fs::read_dir(&folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut found: Vec<_> = entries
         .flatten()
         .map(|entry| {
@@ -65,8 +66,21 @@ impl Damage {
 fn damage() -> impl Strategy<Value = Damage> {
     let place = 0..1usize << 20;
     let telling = prop::sample::select(vec![
-        &b"-1"[..], b"0", b"1e400", b"18446744073709551616", b"nan", b"null", b"[[", b"{", b"\"",
-        b":", b",", b"=", b"\xff\xff\xff\xff", b"\0\0\0\0\0\0\0\x80", b"\n",
+        &b"-1"[..],
+        b"0",
+        b"1e400",
+        b"18446744073709551616",
+        b"nan",
+        b"null",
+        b"[[",
+        b"{",
+        b"\"",
+        b":",
+        b",",
+        b"=",
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\0\0\0\0\x80",
+        b"\n",
     ]);
     prop_oneof![
         place.clone().prop_map(Damage::Cut),
@@ -91,9 +105,12 @@ fn check(name: &str) {
         prop::collection::vec(damage(), 1..6),
         prop::option::weighted(0.1, prop::collection::vec(any::<u8>(), 0..300)),
     );
-    TestRunner::new_with_rng(config, proptest::test_runner::TestRng::deterministic_rng(
-        proptest::test_runner::RngAlgorithm::ChaCha,
-    ))
+    TestRunner::new_with_rng(
+        config,
+        proptest::test_runner::TestRng::deterministic_rng(
+            proptest::test_runner::RngAlgorithm::ChaCha,
+        ),
+    )
     .run(&strategy, |((_, mut bytes), damages, noise)| {
         for damage in damages {
             damage.apply(&mut bytes);

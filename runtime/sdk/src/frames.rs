@@ -116,7 +116,7 @@ impl Vlm {
     ) -> Policy {
         self.taker(max_tokens).policy(fps, max_frames, |clip| {
             let model = &self.model;
-            let pixels = crate::outline::pixels(&*model.processor, &[clip], &model.options)?;
+            let pixels = crate::outline::pixels(&*model.processor, &[&clip], &model.options)?;
             let views: Vec<_> = pixels.iter().collect();
             Ok(model.family.layout(&views)?.map.len())
         })

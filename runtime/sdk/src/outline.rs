@@ -14,8 +14,8 @@ use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::ops::Precision;
 use secateur_core::tokens::TokenMap;
 use secateur_encoders::processors::sampling::Sampler;
-use secateur_models::registry::Description;
 use secateur_models::FamilyEntry;
+use secateur_models::registry::Description;
 
 use crate::chains::ChainSource;
 use crate::cost::{Cost, tokens_by_layer};

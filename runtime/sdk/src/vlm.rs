@@ -14,6 +14,7 @@ use secateur_core::ops::cpu::CpuOps;
 use secateur_core::ops::{Ops, Precision};
 use secateur_core::tokens::TokenMap;
 use secateur_core::weights::Weights;
+use secateur_encoders::processors::sampling::Sampler;
 use secateur_models::ModelOptions;
 use secateur_models::adapter::{self, Adapter};
 use secateur_models::registry::{Description, FamilyEntry, LoadedModel};
@@ -35,6 +36,7 @@ pub(crate) struct Model {
     pub family: Box<dyn Family>,
     pub encoder: Box<dyn Encoder>,
     pub processor: Box<dyn Processor>,
+    pub sampler: Option<Sampler>,
     pub text: Arc<TextModel>,
     pub ops: Arc<dyn Ops>,
     pub registry: Registry,

@@ -262,9 +262,8 @@ impl Interpreter<'_> {
             }
             Function::Strftime => {
                 let [format] = args.of("strftime_now", ["format"])?;
-                let format = match format {
-                    Some(Value::Text(text)) => text,
-                    _ => return Err(Error::kind("strftime_now() needs a format")),
+                let Some(Value::Text(format)) = format else {
+                    return Err(Error::kind("strftime_now() needs a format"));
                 };
                 self.budget.text(format.len().saturating_mul(16))?;
                 Ok(Value::text(clock::now(&format)))

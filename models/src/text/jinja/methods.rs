@@ -474,7 +474,7 @@ fn text(at: &mut Interpreter<'_>, text: &Arc<str>, name: &str, args: Args) -> Re
                 "isalnum" => Value::Bool(all(char::is_alphanumeric)),
                 "isalpha" => Value::Bool(all(char::is_alphabetic)),
                 "isascii" => Value::Bool(text.is_ascii()),
-                "isdecimal" | "isdigit" => Value::Bool(all(|c| c.is_numeric() && c.is_digit(10))),
+                "isdecimal" | "isdigit" => Value::Bool(all(|c| c.is_ascii_digit())),
                 "isnumeric" => Value::Bool(all(char::is_numeric)),
                 "isspace" => Value::Bool(all(is_space)),
                 "islower" => Value::Bool(is_cased(text, false)),
