@@ -16,7 +16,7 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-fn ending<'a>(path: &'a Path) -> &'a str {
+fn ending(path: &Path) -> &str {
     path.extension().and_then(|e| e.to_str()).unwrap()
 }
 
