@@ -79,7 +79,7 @@ fn run(folder: &Path, case: &Case) -> Result<Tensors, secateur::Error> {
         .max_tokens(case.max_new_tokens)
         .chain(case.spec.clone().unwrap_or_else(|| chain(&case.chain)));
     for image in &case.images {
-        request = request.path(&folder.join(image))?;
+        request = request.path(folder.join(image))?;
     }
     if !case.video_frames.is_empty() {
         let frames = case.video_frames.iter().map(|f| frame(&folder.join(f))).collect();

@@ -27,7 +27,7 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
         Medium::File(path) | Medium::Word(path) => is_video(path),
     };
     if args.video.fps.is_some() && !args.media.0.iter().any(is_moving) {
-        return Err(usage("--fps: there is no video; name one with --image or --frames".into()));
+        return Err(usage("--fps: there is no video; name one with --image or --frames"));
     }
     let load_of_run = Load { max_tokens: args.max_tokens, ..Load::default() };
     job::most_requests(&args.model, &args.limits, &chain, &load_of_run, console)?;
