@@ -19,7 +19,7 @@ fn open(model: &str, threads: usize) -> Vlm {
 fn request(pictures: &[&str], question: &str, chain: &str) -> Request {
     let mut request = Request::new(question).max_tokens(6).ignore_eos().detail();
     for picture in pictures {
-        request = request.path(&golden().join("images").join(picture)).expect("a picture");
+        request = request.path(golden().join("images").join(picture)).expect("a picture");
     }
     request.chain(parse_chain(chain).expect("a chain"))
 }

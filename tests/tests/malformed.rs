@@ -211,7 +211,7 @@ fn weights_that_are_not_numbers_name_the_layer() {
     let vlm = open(&model, "NaN weights").expect("NaN loads");
     let picture = golden().join("images/shapes-160x120.png");
     let request = Request::new("What is this?").path(&picture).expect("a picture");
-    let error = vlm.session().ask(request).err().expect("refused");
+    let error = vlm.session().ask(request).expect_err("refused");
     assert!(matches!(error, secateur::Error::NonFinite { layer: 3, .. }), "{error}");
 }
 
@@ -296,7 +296,7 @@ fn an_unknown_architecture_lists_the_known_ones() {
 #[test]
 fn a_prompt_beyond_the_context_is_refused_with_both_numbers() {
     let vlm = open(&golden().join("models/llava-1.5-tiny"), "the model").expect("it opens");
-    let error = vlm.session().ask(Request::new("word ".repeat(4000))).err().expect("refused");
+    let error = vlm.session().ask(Request::new("word ".repeat(4000))).expect_err("refused");
     assert!(
         matches!(error, secateur::Error::Context { need, have: 2048 } if need > 2048),
         "{error}"

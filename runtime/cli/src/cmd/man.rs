@@ -47,6 +47,7 @@ fn write(command: &clap::Command, folder: &Path) -> Result<()> {
     let path = folder.join(format!("{name}.1"));
     replace_one(&path, &page(command)?)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    let shown = command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help");
-    shown.map(|sub| write(sub, folder)).collect()
+    let mut shown =
+        command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help");
+    shown.try_for_each(|sub| write(sub, folder))
 }
