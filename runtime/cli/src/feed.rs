@@ -14,6 +14,7 @@ use secateur::Clip;
 use secateur::image::{load, probe};
 
 use crate::failure::of_input;
+use crate::identity::Stamp;
 use crate::record::ErrorInfo;
 use crate::video::{self, Frames};
 
@@ -26,6 +27,8 @@ pub(crate) struct Decoded {
     pub(crate) orientation: u8,
     /// What that took.
     pub(crate) ms: f64,
+    /// The file as it was before it was read.
+    pub(crate) stamp: Option<Stamp>,
 }
 
 #[derive(Debug, Default)]
@@ -129,15 +132,26 @@ fn bytes(decoded: &Decoded) -> usize {
 
 /// Reads one picture or video.
 pub(crate) fn decode(path: &Path, frames: &Frames) -> Result<Decoded, ErrorInfo> {
+    let stamp = Stamp::of(path);
     let start = Instant::now();
     if video::is_video(path) {
         let clip = frames.load(path).map_err(|e| of_input(&e, path))?;
-        return Ok(Decoded { clip, orientation: 1, ms: start.elapsed().as_secs_f64() * 1e3 });
+        return Ok(Decoded {
+            clip,
+            orientation: 1,
+            ms: start.elapsed().as_secs_f64() * 1e3,
+            stamp,
+        });
     }
     let limits = frames.limits();
     let header = probe(path, limits).map_err(|e| of_input(&e, path))?;
     let clip = load(path, limits).map_err(|e| of_input(&e, path))?;
-    Ok(Decoded { clip, orientation: header.orientation, ms: start.elapsed().as_secs_f64() * 1e3 })
+    Ok(Decoded {
+        clip,
+        orientation: header.orientation,
+        ms: start.elapsed().as_secs_f64() * 1e3,
+        stamp,
+    })
 }
 
 #[cfg(test)]

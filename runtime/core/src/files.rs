@@ -111,6 +111,13 @@ impl ModelFiles {
             }
             Err(e) => return Err(io(e)),
         };
+        // A pipe would be waited for.
+        if !meta.is_file() {
+            return Err(ConfigError::Format {
+                file: self.label(file),
+                reason: "expected a regular file; this is a folder, pipe or device".into(),
+            });
+        }
         if meta.len() > MAX_BYTES {
             return Err(ConfigError::Format {
                 file: self.label(file),
