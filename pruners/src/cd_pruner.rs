@@ -28,6 +28,7 @@ use secateur_core::signal::Signal;
 
 use crate::diversity::{Cosines, greedy_dpp};
 use crate::options::{self, Positions};
+use crate::parameters::{KEEP, RENUMBERED, parameter};
 use crate::read::{self, refuse};
 use crate::registry::Entry;
 use crate::score::{self, Group, Scope, with_structural};
@@ -42,6 +43,28 @@ pub const ENTRY: Entry = Entry {
     sites: "input",
     example: "cd_pruner:keep=64",
     debias: false,
+    parameters: &[
+        &[KEEP],
+        &[
+            parameter(
+                "per",
+                "image",
+                "who shares a budget and a ranking: each image, each crop, or all together",
+            ),
+            parameter(
+                "relevance",
+                "positive",
+                "sign of the likeness to the instruction: positive, or negative as the released LLaVA code has it",
+            ),
+            parameter(
+                "relevance_weight",
+                "(none: relevance is scaled to (0, 1])",
+                "weight of relevance against diversity, in [0, 1)",
+            ),
+            parameter("split", "false", "choose half of the budget in each half of the tokens"),
+        ],
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(CdPruner::parse(params)?)),
 };
 

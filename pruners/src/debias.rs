@@ -31,6 +31,7 @@ use secateur_core::prune::Pruner;
 use secateur_core::tokens::{TokenKind, TokenMap};
 use toml::{Table, Value};
 
+use crate::parameters::{DEBIAS_PARTS, parameter};
 use crate::registry::{self, Entry};
 
 /// The row of the named pruner in the registry.
@@ -42,6 +43,14 @@ pub const ENTRY: Entry = Entry {
     sites: "those of the inner pruner",
     example: "debiased:inner={type=fastv;layer=2;keep=64}",
     debias: false,
+    parameters: &[
+        &[parameter(
+            "inner",
+            "(required)",
+            "the pruner to correct: { type = fastv; .. } with its own parameters",
+        )],
+        DEBIAS_PARTS,
+    ],
     build: debiased,
 };
 

@@ -22,6 +22,7 @@ use secateur_core::signal::Signal;
 use crate::diversity::{Cosines, farthest_points};
 use crate::grid::count_budget;
 use crate::options::{self, Positions};
+use crate::parameters::{KEEP, RENUMBERED, parameter};
 use crate::read;
 use crate::registry::Entry;
 use crate::score::{self, Scope, with_structural};
@@ -35,6 +36,15 @@ pub const ENTRY: Entry = Entry {
     sites: "input",
     example: "div_prune:keep=64",
     debias: false,
+    parameters: &[
+        &[KEEP],
+        &[parameter(
+            "per",
+            "image",
+            "who shares a budget and a ranking: each image, each crop, or all together",
+        )],
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(DivPrune::parse(params)?)),
 };
 

@@ -22,6 +22,7 @@ use secateur_core::signal::{Rows, Signal};
 
 use crate::debias::Debias;
 use crate::options::{self, Positions};
+use crate::parameters::{DEBIASED, KEEP, KEPT, parameter};
 use crate::registry::Entry;
 use crate::score::{Ranking, Scope};
 
@@ -34,6 +35,19 @@ pub const ENTRY: Entry = Entry {
     sites: "decoder",
     example: "fastv:layer=2:keep=64",
     debias: true,
+    parameters: &[
+        &[KEEP],
+        &[
+            parameter("layer", "2", "the decoder layer before which it cuts"),
+            parameter(
+                "scope",
+                "all",
+                "one ranking over all images, or one an image, which splits the budget",
+            ),
+        ],
+        DEBIASED,
+        KEPT,
+    ],
     build: |params| Ok(Box::new(FastV::parse(params)?)),
 };
 

@@ -27,6 +27,7 @@ use secateur_core::signal::{CropSignals, Signal};
 use secateur_core::tokens::TokenKind;
 
 use crate::options::{self, Positions};
+use crate::parameters::{FRAME_KEEP, RENUMBERED, parameter};
 use crate::read::{self, PatchOrder, refuse};
 use crate::registry::Entry;
 use crate::score::{top_k, with_structural};
@@ -40,6 +41,24 @@ pub const ENTRY: Entry = Entry {
     sites: "input",
     example: "frame_diff:threshold=6",
     debias: false,
+    parameters: &[
+        &[FRAME_KEEP],
+        &[
+            parameter(
+                "threshold",
+                "(6 levels; 0.05 on embeddings)",
+                "change above which a patch stays; in place of keep",
+            ),
+            parameter("min_keep", "1", "patches of a frame that stay whatever happens"),
+            parameter("on", "pixels", "what is compared: pixels, or embeddings (projected tokens)"),
+            parameter(
+                "reference",
+                "previous",
+                "compared with: the previous frame, or the last kept patch (kept)",
+            ),
+        ],
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(FrameDiff::parse(params)?)),
 };
 

@@ -18,6 +18,7 @@ use secateur_core::prune::{
 use secateur_core::tokens::{TokenKind, TokenMap};
 
 use crate::options::{self, Positions};
+use crate::parameters::{KEEP, RENUMBERED, parameter};
 use crate::registry::Entry;
 use crate::score::{self, Scope, with_structural};
 
@@ -30,6 +31,15 @@ pub const ENTRY: Entry = Entry {
     sites: "input",
     example: "grid:keep=64",
     debias: false,
+    parameters: &[
+        &[KEEP],
+        &[parameter(
+            "per",
+            "image",
+            "the image's crops share a budget (image), each has one (crop), or all together (all)",
+        )],
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(Grid::parse(params)?)),
 };
 

@@ -31,7 +31,8 @@ pub mod vla_pruner;
 pub mod vtc_cls;
 
 mod options;
+mod parameters;
 mod read;
 mod schedule;
 
-pub use registry::{Entry, PRUNERS, registry};
+pub use registry::{Entry, PRUNERS, Parameter, registry};

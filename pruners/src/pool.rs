@@ -18,6 +18,7 @@ use secateur_core::tokens::{TokenKind, TokenMap};
 
 use crate::grid::{count_budget, lattice_shape};
 use crate::options::{self, Positions};
+use crate::parameters::{KEEP, RENUMBERED, parameter};
 use crate::registry::Entry;
 use crate::score::{self, Scope, with_structural};
 
@@ -30,6 +31,15 @@ pub const ENTRY: Entry = Entry {
     sites: "input",
     example: "pool:keep=64",
     debias: false,
+    parameters: &[
+        &[KEEP],
+        &[parameter(
+            "per",
+            "image",
+            "the image's crops share a budget (image), or each has one (crop)",
+        )],
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(Pool::parse(params)?)),
 };
 

@@ -22,6 +22,7 @@ use secateur_core::signal::{Rows, Signal};
 
 use crate::debias::Debias;
 use crate::options::Positions;
+use crate::parameters::{DEBIASED, RENUMBERED, SCHEDULED_KEEP, parameter};
 use crate::read::refuse;
 use crate::registry::Entry;
 use crate::schedule::Schedule;
@@ -37,6 +38,28 @@ pub const ENTRY: Entry = Entry {
     sites: "decoder, several",
     example: "pyramid_drop:keep=64",
     debias: true,
+    parameters: &[
+        &[SCHEDULED_KEEP],
+        &[
+            parameter(
+                "layers",
+                "([8;16;24] of 32, scaled to the depth)",
+                "the layers before which it cuts, rising",
+            ),
+            parameter(
+                "ratios",
+                "([0.5;0.25;0.125] without keep)",
+                "what each cut leaves, as shares of the tokens that entered; absent beside keep",
+            ),
+            parameter(
+                "scope",
+                "all",
+                "one ranking over all images, or one an image, which splits the budget",
+            ),
+        ],
+        DEBIASED,
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(PyramidDrop::parse(params)?)),
 };
 

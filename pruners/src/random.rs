@@ -13,6 +13,7 @@ use secateur_core::prune::{
 
 use crate::grid::count_budget;
 use crate::options::{self, Positions};
+use crate::parameters::{KEEP, RENUMBERED, parameter};
 use crate::registry::Entry;
 use crate::score::{self, Scope, with_structural};
 
@@ -25,6 +26,18 @@ pub const ENTRY: Entry = Entry {
     sites: "input",
     example: "random:keep=64:seed=0",
     debias: false,
+    parameters: &[
+        &[KEEP],
+        &[
+            parameter("seed", "0", "start of the random numbers"),
+            parameter(
+                "per",
+                "image",
+                "who shares a budget and a ranking: each image, each crop, or all together",
+            ),
+        ],
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(Random::parse(params)?)),
 };
 

@@ -4,6 +4,8 @@ use secateur_core::chain::{Params, Registry};
 use secateur_core::error::ChainError;
 use secateur_core::prune::Pruner;
 
+pub use crate::parameters::Parameter;
+
 /// What is known of a pruner without building it: for help, completions and docs.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
@@ -21,8 +23,17 @@ pub struct Entry {
     pub example: &'static str,
     /// Whether it takes the option `debias`.
     pub debias: bool,
+    /// What may be written behind its name, in groups.
+    pub parameters: &'static [&'static [Parameter]],
     /// Builds it from its parameters.
     pub build: fn(&Params<'_>) -> Result<Box<dyn Pruner>, ChainError>,
+}
+
+impl Entry {
+    /// What may be written behind its name.
+    pub fn parameters(&self) -> impl Iterator<Item = &'static Parameter> {
+        self.parameters.iter().copied().flatten()
+    }
 }
 
 /// All pruners of this crate: the papers' first, then rivals, then baselines.

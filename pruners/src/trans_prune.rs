@@ -37,6 +37,7 @@ use secateur_core::prune::{
 use secateur_core::signal::{LayerTransitions, Rows, Signal};
 
 use crate::options::{self, Positions};
+use crate::parameters::{DEBIASED, RENUMBERED, SCHEDULED_KEEP, parameter};
 use crate::pyramid_drop::first_and_later;
 use crate::read::refuse;
 use crate::registry::Entry;
@@ -53,6 +54,45 @@ pub const ENTRY: Entry = Entry {
     sites: "decoder, several",
     example: "trans_prune:keep=64",
     debias: true,
+    parameters: &[
+        &[SCHEDULED_KEEP],
+        &[
+            parameter(
+                "layers",
+                "([7;9;12] of 32, scaled to the depth)",
+                "the layers before which it cuts, rising",
+            ),
+            parameter(
+                "ratios",
+                "([0.875;0.625;0.125] without keep)",
+                "what each cut leaves, as shares of the tokens that entered; absent beside keep",
+            ),
+            parameter(
+                "accumulate",
+                "(from the first cut's layer to the last cut's)",
+                "executed layers whose transitions are summed, from 1",
+            ),
+            parameter(
+                "alpha",
+                "0.5",
+                "weight of transitions against the instruction's attention, in [0, 1]",
+            ),
+            parameter(
+                "direction",
+                "signed",
+                "change of direction: 1 - cosine (signed), or its absolute form (abs)",
+            ),
+            parameter("use_ttv", "true", "rank by transitions"),
+            parameter("use_iga", "true", "rank by the instruction's attention"),
+            parameter(
+                "scope",
+                "all",
+                "one ranking over all images, or one an image, which splits the budget",
+            ),
+        ],
+        DEBIASED,
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(TransPrune::parse(params)?)),
 };
 

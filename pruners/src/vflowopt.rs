@@ -46,6 +46,7 @@ use secateur_core::tokens::TokenMap;
 
 use crate::debias::Debias;
 use crate::options::{self, Positions};
+use crate::parameters::{DEBIASED, RENUMBERED, VFLOWOPT_KEEP, parameter};
 use crate::read::{self, PatchOrder, refuse};
 use crate::registry::Entry;
 use crate::score::{first_max, rising_order};
@@ -60,6 +61,44 @@ pub const ENTRY: Entry = Entry {
     sites: "input, then decoder",
     example: "vflowopt:keep=64",
     debias: true,
+    parameters: &[
+        &[VFLOWOPT_KEEP],
+        &[
+            parameter(
+                "stages",
+                "(none beside keep; else the published two)",
+                "cuts inside the decoder: a list of { layer, keep }, rising",
+            ),
+            parameter(
+                "anchor_t",
+                "39.26492840997221",
+                "sharpness of the attention anchors, 0 or more",
+            ),
+            parameter("entropy_weight", "0.0", "weight of the pixels' entropy; 0 leaves it out"),
+            parameter(
+                "cell",
+                "auto",
+                "side of a cell in which weak tokens are recycled, patches; auto is the published one scaled to the grid",
+            ),
+            parameter(
+                "encoder_layer",
+                "auto",
+                "tower layer whose map is read; auto is the last with full attention",
+            ),
+            parameter(
+                "exact",
+                "false",
+                "meet the budget to the token, where the release overshoots",
+            ),
+            parameter(
+                "video_topk",
+                "false",
+                "frames of a video: plain ranking, nothing is recycled",
+            ),
+        ],
+        DEBIASED,
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(VFlowOpt::parse(params)?)),
 };
 

@@ -28,6 +28,7 @@ use secateur_core::signal::Signal;
 
 use crate::debias::Debias;
 use crate::options::{self, Positions};
+use crate::parameters::{DEBIASED, RENUMBERED, VISION_ZIP_KEEP, parameter};
 use crate::read::{self, refuse};
 use crate::registry::Entry;
 use crate::score::{self, Group, Scope, first_max, top_k, with_structural};
@@ -41,6 +42,33 @@ pub const ENTRY: Entry = Entry {
     sites: "encoder",
     example: "vision_zip:keep=64",
     debias: true,
+    parameters: &[
+        &[VISION_ZIP_KEEP],
+        &[
+            parameter(
+                "dominant",
+                "(from keep)",
+                "patches kept as they are, the class token among them; in place of keep",
+            ),
+            parameter(
+                "contextual",
+                "(from keep; 0 beside dominant)",
+                "tokens that the others are merged into",
+            ),
+            parameter(
+                "cls_token",
+                "true",
+                "whether the class token is one of the dominant; false puts one more patch there",
+            ),
+            parameter(
+                "fallback",
+                "none",
+                "for towers without a class token: column_mean (attention received)",
+            ),
+        ],
+        DEBIASED,
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(VisionZip::parse(params)?)),
 };
 

@@ -48,6 +48,7 @@ use secateur_core::signal::{Rows, Signal, Signals};
 use crate::debias::Debias;
 use crate::diversity::{Cosines, farthest_points};
 use crate::options::{self, Positions};
+use crate::parameters::{DEBIASED, KEPT, QUARTER, parameter};
 use crate::read::{self, refuse};
 use crate::registry::Entry;
 use crate::score::{top_k, with_structural};
@@ -62,6 +63,33 @@ pub const ENTRY: Entry = Entry {
     sites: "decoder",
     example: "vla_pruner:layer=3:keep=0.25",
     debias: true,
+    parameters: &[
+        &[QUARTER],
+        &[
+            parameter("layer", "3", "the decoder layer before which it cuts"),
+            parameter("window", "3", "steps of history that are needed and smoothed"),
+            parameter("gamma", "0.8", "weight of one step against the next newer one, in (0, 1]"),
+            parameter(
+                "semantic_rows",
+                "prefill_mean",
+                "prompt rows that rank: prefill_mean (all), last, or text (the instruction)",
+            ),
+            parameter(
+                "action_layer",
+                "auto",
+                "decoder layer whose generated rows are history; auto is half the depth less one",
+            ),
+            parameter(
+                "decay_order",
+                "newest_heaviest",
+                "newest_heaviest (the paper), or oldest_heaviest (the first release)",
+            ),
+            parameter("views", "1", "cameras in one request, each with its own budget"),
+            parameter("refresh_every", "(never)", "leave every N-th step unpruned"),
+        ],
+        DEBIASED,
+        KEPT,
+    ],
     build: |params| Ok(Box::new(VlaPruner::parse(params)?)),
 };
 

@@ -30,6 +30,7 @@ use secateur_core::signal::Signal;
 
 use crate::debias::Debias;
 use crate::options::{self, Positions};
+use crate::parameters::{DEBIASED, KEEP, RENUMBERED, parameter};
 use crate::read;
 use crate::registry::Entry;
 use crate::score::{Ranking, Scope};
@@ -43,6 +44,39 @@ pub const ENTRY: Entry = Entry {
     sites: "encoder",
     example: "vtc_cls:keep=64",
     debias: true,
+    parameters: &[
+        &[KEEP],
+        &[
+            parameter(
+                "ensemble_layers",
+                "3",
+                "how many of the last tower layers are summed; absent beside start_layer",
+            ),
+            parameter(
+                "start_layer",
+                "(the ensemble's first)",
+                "first tower layer that is summed, from 0",
+            ),
+            parameter("end_layer", "(the last that runs)", "last tower layer that is summed"),
+            parameter(
+                "per",
+                "crop",
+                "who shares a budget: each crop, the crops of an image, or all together",
+            ),
+            parameter(
+                "fallback",
+                "none",
+                "for towers without a class token: column_mean (attention received) or pooling_head (SigLIP's, where the file has it)",
+            ),
+            parameter(
+                "layer",
+                "(none: it cuts at the encoder)",
+                "cut before this decoder layer instead, by the same scores",
+            ),
+        ],
+        DEBIASED,
+        RENUMBERED,
+    ],
     build: |params| Ok(Box::new(VtcCls::parse(params)?)),
 };
 

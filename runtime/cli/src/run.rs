@@ -70,6 +70,9 @@ fn dispatch(cli: Cli, settings: &Settings, console: &Console) -> Result<Outcome>
         Some(Command::Calibrate(args)) => cmd::calibrate::run(&args, console),
         Some(Command::Tokens(args)) => cmd::tokens::run(&args, console),
         Some(Command::Models(args)) => cmd::models::run(&args, console),
+        Some(Command::Pruners(args)) => cmd::pruners::run(&args, console),
+        Some(Command::Presets(args)) => cmd::presets::run(&args, console),
+        Some(Command::Man(args)) => cmd::man::run(&args, console),
         Some(Command::Doctor(args)) => cmd::doctor::run(&args, console),
         Some(Command::Config(args)) => cmd::config::run(&args, settings, console),
         Some(Command::Completions(args)) => {

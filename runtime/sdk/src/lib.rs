@@ -19,6 +19,7 @@
 
 mod answer;
 mod batch;
+mod cost;
 mod embedded;
 mod error;
 mod frames;
@@ -33,6 +34,7 @@ pub mod trace;
 mod vlm;
 
 pub use answer::{Answer, Report, Times};
+pub use cost::Cost;
 pub use error::Error;
 pub use outline::Outline;
 pub use request::Request;
@@ -70,3 +72,5 @@ pub use secateur_models::embedded as built_in;
 pub use secateur_models::registry as families;
 /// Named settings of published chains.
 pub use secateur_pruners::presets;
+/// The pruners by name, with their papers and parameters.
+pub use secateur_pruners::registry as pruners;

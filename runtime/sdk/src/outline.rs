@@ -11,10 +11,12 @@ use secateur_core::clip::Clip;
 use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
+use secateur_core::ops::Precision;
 use secateur_core::tokens::TokenMap;
 use secateur_models::registry::Description;
 use secateur_models::{FamilyEntry, ModelOptions};
 
+use crate::cost::{Cost, tokens_by_layer};
 use crate::error::Error;
 
 /// A model that is described and not loaded. From [`crate::VlmBuilder::outline`].
@@ -72,6 +74,15 @@ impl Outline {
     /// As [`Outline::resolve`].
     pub fn explain(&self, spec: &ChainSpec) -> Result<String, Error> {
         Ok(self.resolve(spec)?.explain(self.info(), self.info().visual_tokens))
+    }
+
+    /// What the decoder costs for a prompt of one picture of the model's own size and `text` other
+    /// tokens, under a planned chain; `None` if the picture decides what a stage keeps.
+    pub fn cost(&self, chain: &ResolvedChain, text: usize, precision: Precision) -> Option<Cost> {
+        let decoder = self.description.decoder();
+        let visual = self.info().visual_tokens;
+        let tokens = tokens_by_layer(chain, visual, text, decoder.layers)?;
+        Some(Cost::of(decoder, precision, &tokens))
     }
 
     /// The visual tokens of the pictures and videos of one request.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::{LimitArgs, ModelArgs, ProgressMode};
+use crate::plot::Theme;
 
 /// Short questions whose first answer token depends on the picture.
 const PROMPTS: [&str; 3] = [
@@ -65,6 +66,9 @@ pub(crate) struct EvalArgs {
         help_heading = "Output"
     )]
     pub(crate) out: PathBuf,
+    /// Ground of the chart's PNG (the SVG follows the reader's)
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
+    pub(crate) theme: ThemeChoice,
     /// Print one JSON object instead of a table
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -131,6 +135,9 @@ pub(crate) struct TuneArgs {
         help_heading = "Output"
     )]
     pub(crate) out: PathBuf,
+    /// Ground of the chart's PNG (the SVG follows the reader's)
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
+    pub(crate) theme: ThemeChoice,
     /// How progress is shown on stderr
     #[arg(long, value_enum, default_value_t, help_heading = "Everywhere")]
     pub(crate) progress: ProgressMode,
@@ -163,9 +170,31 @@ pub(crate) struct CalibrateArgs {
     /// The trend file to write; a chart is written beside it
     #[arg(short, long, value_name = "FILE", default_value = "trend.toml", help_heading = "Output")]
     pub(crate) out: PathBuf,
+    /// Ground of the chart's PNG (the SVG follows the reader's)
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
+    pub(crate) theme: ThemeChoice,
     /// How progress is shown on stderr
     #[arg(long, value_enum, default_value_t, help_heading = "Everywhere")]
     pub(crate) progress: ProgressMode,
+}
+
+/// Ground of a chart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ThemeChoice {
+    /// White
+    #[default]
+    Light,
+    /// Near black
+    Dark,
+}
+
+impl From<ThemeChoice> for Theme {
+    fn from(choice: ThemeChoice) -> Self {
+        match choice {
+            ThemeChoice::Light => Theme::Light,
+            ThemeChoice::Dark => Theme::Dark,
+        }
+    }
 }
 
 /// Which attention a trend is fitted to.

@@ -20,7 +20,7 @@ pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, Pr
 pub(crate) use judge::{CalibrateArgs, EvalArgs, QuestionArgs, RowsChoice, TrendForm, TuneArgs};
 pub(crate) use tools::{
     Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
-    ExplainArgs, InspectArgs, ModelsArgs, TokensArgs, TraceArgs,
+    ExplainArgs, InspectArgs, ManArgs, ModelsArgs, PresetsArgs, PrunersArgs, TokensArgs, TraceArgs,
 };
 #[cfg(feature = "onnx")]
 pub(crate) use video::ProviderChoice;
@@ -104,12 +104,18 @@ pub(crate) enum Command {
     Tokens(Box<TokensArgs>),
     /// List model families, or say what a folder holds
     Models(Box<ModelsArgs>),
+    /// List pruners, or say what one does, where it comes from and what it takes
+    Pruners(PrunersArgs),
+    /// List published settings, or print one as a chain file
+    Presets(PresetsArgs),
     /// Say what this machine and this build offer
     Doctor(DoctorArgs),
     /// Show the settings in force
     Config(ConfigArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Print a manual page, or write all of them into a folder
+    Man(ManArgs),
 }
 
 /// Which model, and how it computes.

@@ -1,5 +1,5 @@
 //! Flags of the commands that look at one run: `ask`, `explain`, `inspect`, `trace`, `bench`,
-//! `tokens`, `models`, `doctor`, `config`, `completions`.
+//! `tokens`, `models`, `pruners`, `presets`, `doctor`, `config`, `completions`, `man`.
 
 use std::path::PathBuf;
 
@@ -60,6 +60,9 @@ pub(crate) struct ExplainArgs {
     pub(crate) shape: Option<String>,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
+    /// Text tokens of the prompt that costs are computed for
+    #[arg(long, value_name = "N", default_value_t = 60, help_heading = "Pruning")]
+    pub(crate) text: usize,
     /// One JSON object instead of a table
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -168,7 +171,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) decode: usize,
     /// Measured rounds; the runs take turns within each
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = super::at_least_one)]
     pub(crate) repeats: usize,
     /// One JSON object instead of a table
     #[arg(long)]
@@ -258,6 +261,48 @@ pub(crate) enum ConfigAction {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Flags of `pruners`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PrunersArgs {
+    /// The pruner to describe, with its parameters [default: list all]
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Model that they are to run on (a folder, a GGUF file or a hub id): says which fit
+    #[arg(short, long, value_name = "DIR|GGUF|REPO")]
+    pub(crate) model: Option<String>,
+    /// Nothing from the network: hub ids from the cache only (as HF_HUB_OFFLINE=1)
+    #[arg(long)]
+    pub(crate) offline: bool,
+    /// Projector of a GGUF model [default: mmproj*.gguf beside it]
+    #[arg(long, value_name = "GGUF", requires = "model")]
+    pub(crate) mmproj: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `presets`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct PresetsArgs {
+    /// The preset whose chain file is printed [default: list all]
+    #[arg(value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Flags of `man`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The command whose page is printed [default: secateur itself]
+    #[arg(value_name = "COMMAND", conflicts_with = "out")]
+    pub(crate) command: Option<String>,
+    /// Write all pages into that folder instead: secateur.1, secateur-caption.1, ...
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// Flags of `completions`.

@@ -32,8 +32,8 @@ struct Times {
     /// Encode, prune and prefill.
     first_token: f64,
     total: f64,
-    /// Largest relative deviation of `first_token` from its median.
-    spread: f64,
+    /// Largest relative deviation of `first_token` from its median; one round has none.
+    spread: Option<f64>,
 }
 
 /// A run beside the dense one and its ideal.
@@ -94,11 +94,9 @@ impl Run {
         let of = |f: &dyn Fn(&Report) -> f64| median(self.reports.iter().map(f).collect());
         let first = |r: &Report| r.ms.encode + r.ms.prune + r.ms.prefill;
         let first_token = of(&first);
-        let spread = self
-            .reports
-            .iter()
-            .map(|r| (first(r) - first_token).abs() / first_token.max(1e-9))
-            .fold(0.0, f64::max);
+        let deviation = |r: &Report| (first(r) - first_token).abs() / first_token.max(1e-9);
+        let spread = (self.reports.len() > 1)
+            .then(|| self.reports.iter().map(deviation).fold(0.0, f64::max));
         Times {
             encode: of(&|r| r.ms.encode),
             prune: of(&|r| r.ms.prune),
@@ -398,17 +396,20 @@ fn page(rows: &[Row], peak_bytes: u64, args: &BenchArgs) -> String {
             ratio(row.total_ceiling),
             if row.name == "dense" { "-".into() } else { ratio(row.of_ideal) },
             mib(row.kv_bytes as f64),
-            format!("{:.0} %", row.ms.spread * 100.0),
+            row.ms.spread.map_or_else(|| "-".into(), |s| format!("{:.0} %", s * 100.0)),
         ]);
     }
     let mut align = vec![Align::Left];
     align.extend([Align::Right; 14]);
     format!(
-        "{}\nms, medians of {} rounds; prompt {} tokens, {} generated; at most {} MiB resident\n\
+        "{}\nms, {}; prompt {} tokens, {} generated; at most {} MiB resident\n\
          x: dense over this run; ceiling: what it could be by Amdahl's law; of ideal: prefill of \
          the same tokens with nothing scored, over prefill and prune\n",
         table(&cells, &align),
-        args.repeats,
+        match args.repeats {
+            1 => "one round, so no spread".to_owned(),
+            n => format!("medians of {n} rounds"),
+        },
         rows.first().map_or(0, |r| r.prompt_tokens),
         args.decode,
         mib(peak_bytes as f64),
@@ -457,6 +458,15 @@ mod tests {
         assert!((ceiling(0.5, 2.0) - 4.0 / 3.0).abs() < 1e-12);
         assert!((ceiling(1.0, 9.0) - 9.0).abs() < 1e-12);
         assert!((ceiling(0.0, 9.0) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn one_round_has_no_spread() {
+        let mut run = Run::new(Request::new("x"));
+        run.reports.push(Report::default());
+        assert_eq!(run.times().spread, None);
+        run.reports.push(Report::default());
+        assert_eq!(run.times().spread, Some(0.0));
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::write::replace_one;
 const RECORDER: &str = "calibrate_recorder";
 /// Prompts below which the paper's advice (a hundred or more) is repeated.
 const FEW: usize = 100;
+/// Share of the curve's variance below which a fit is said to explain little: less than half is
+/// not trend.
+const LITTLE: f64 = 0.5;
 
 /// Runs the command.
 ///
@@ -78,6 +81,9 @@ pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
     }
     let points = curve.points();
     let found = fit(&points, form(args))?;
+    if let Some(warning) = explains_little(found.r_squared, args.form) {
+        console.warn(&warning);
+    }
     let text = format!(
         "# Positional trend of attention on visual tokens, by `secateur calibrate`.\n\
          # Model {}, before layer {}, rows: {}; {} prompts.\n\
@@ -94,7 +100,7 @@ pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
     replace_one(&args.out, text.as_bytes())
         .with_context(|| format!("cannot write {}", args.out.display()))?;
     chart(args, &vlm.info().name, &points, found.scale, &found.trend, curve.prompts)
-        .write(&args.out)?;
+        .write(&args.out, args.theme.into())?;
     console.words(&format!(
         "{}trend={}\nthe fit explains {:.1} % of the variance of the curve\n\
          in a chain file: debias = {{ trend = {{ file = \"{}\" }} }}\n",
@@ -108,6 +114,24 @@ pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
         args.out.display()
     ))?;
     Ok(if failed > 0 { Outcome::SomeFailed } else { Outcome::Done })
+}
+
+/// What to say of a fit that leaves most of the curve unexplained.
+fn explains_little(r_squared: f64, form: TrendForm) -> Option<String> {
+    // NaN explains nothing either.
+    if r_squared >= LITTLE {
+        return None;
+    }
+    let other = match form {
+        TrendForm::Exp => "; --form cubic or --form table may follow it better",
+        TrendForm::Cubic => "; --form table may follow it better",
+        TrendForm::Table => "; more pictures or fewer --points may help",
+    };
+    Some(format!(
+        "the fit explains {:.0} % of the variance of the measured curve: dividing by it may make \
+         a ranking worse; compare with and without it (`secateur eval`){other}",
+        100.0 * r_squared.max(0.0)
+    ))
 }
 
 fn reads(choice: RowsChoice) -> Reads {
@@ -161,9 +185,30 @@ fn chart(
         x: Axis::linear("place in the raster, i / (v - 1)", [0.0, 1.0].into_iter()),
         y: Axis::linear("attention, mean = 1", shown),
         series: vec![
-            Series { name: "measured".into(), points: measured, look: Look::Dots },
-            Series { name: "fit".into(), points: fitted, look: Look::Coloured },
+            Series {
+                name: "measured".into(),
+                points: measured,
+                bars: Vec::new(),
+                look: Look::Dots,
+            },
+            Series { name: "fit".into(), points: fitted, bars: Vec::new(), look: Look::Coloured },
         ],
         levels: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fit_that_explains_little_is_warned_of_and_a_good_one_is_not() {
+        assert_eq!(explains_little(0.93, TrendForm::Exp), None);
+        assert_eq!(explains_little(LITTLE, TrendForm::Exp), None);
+        let said = explains_little(0.123, TrendForm::Exp).unwrap();
+        assert!(said.contains("explains 12 %") && said.contains("--form table"), "{said}");
+        let said = explains_little(-0.4, TrendForm::Table).unwrap();
+        assert!(said.contains("explains 0 %") && said.contains("--points"), "{said}");
+        assert!(explains_little(f64::NAN, TrendForm::Cubic).is_some());
     }
 }

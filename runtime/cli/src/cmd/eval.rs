@@ -67,7 +67,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<Outcome> {
     if report.questions == 0 {
         anyhow::bail!("no question was answered by every chain; --verbose shows why");
     }
-    write(&args.out, &report, &vlm.info().name)?;
+    write(args, &report, &vlm.info().name)?;
     if args.json {
         console.json(&report)?;
     } else {
@@ -112,14 +112,15 @@ fn budgets(named: &[usize], visual_tokens: usize) -> Vec<usize> {
     keep
 }
 
-fn write(out: &Path, report: &Report, model: &str) -> Result<()> {
+fn write(args: &EvalArgs, report: &Report, model: &str) -> Result<()> {
+    let out: &Path = &args.out;
     let put = |name: &str, content: &[u8]| {
         let path = out.join(name);
         replace_one(&path, content).with_context(|| format!("cannot write {}", path.display()))
     };
     put("summary.json", &serde_json::to_vec_pretty(report)?)?;
     put("summary.md", report.markdown().as_bytes())?;
-    report.chart(model).write(&out.join("score"))
+    report.chart(model).write(&out.join("score"), args.theme.into())
 }
 
 #[cfg(test)]

@@ -41,9 +41,16 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<Outcome> {
     let vlm = job::open(&args.model, console)?;
     let prompt = job::text(&args.prompt)?;
     let request = clips.iter().cloned().fold(Request::new(&prompt), Request::clip);
-    let request = request.chain(chain).max_tokens(args.max_tokens).detail();
-    let answer = vlm.session().ask(request)?.finish()?;
-    let scene = Scene::new(clips, &prompt, &vlm.info().name, &answer);
+    let pruned = request.clone().chain(chain.clone());
+    // Unmeasured: the first pass through fresh weights is slower than any later one.
+    vlm.session().ask(pruned.clone().max_tokens(1))?.finish()?;
+    let dense = if chain.stages.is_empty() {
+        None
+    } else {
+        Some(vlm.session().ask(request.max_tokens(args.max_tokens))?.finish()?)
+    };
+    let answer = vlm.session().ask(pruned.max_tokens(args.max_tokens).detail())?.finish()?;
+    let scene = Scene::new(clips, &prompt, &vlm.info().name, &answer, dense.as_ref());
     let bytes = match form {
         Form::Png => png::montage(&scene)?,
         Form::Html => html::page(&scene)?.into_bytes(),

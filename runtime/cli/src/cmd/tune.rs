@@ -94,7 +94,7 @@ pub(crate) fn run(args: &TuneArgs, console: &Console) -> Result<Outcome> {
     let text = outcome.chain_file(&vlm, &best_point, search.tried().len(), holdout.as_ref())?;
     replace_one(&file, text.as_bytes())
         .with_context(|| format!("cannot write {}", file.display()))?;
-    outcome.chart(&search, &vlm.info().name).write(&args.out.join("search"))?;
+    outcome.chart(&search, &vlm.info().name).write(&args.out.join("search"), args.theme.into())?;
     let mut said = format!("{tuned}\non the search's prompts: {on_search:.5} -> {found:.5}\n");
     if let Some(holdout) = &holdout {
         let _ = writeln!(said, "held out: {}", holdout.words);
@@ -250,8 +250,13 @@ impl Found<'_> {
             x: Axis::linear("evaluation", [0.0, search.tried().len() as f64].into_iter()),
             y: Axis::linear("mean cosine with the unpruned final state", shown.into_iter()),
             series: vec![
-                Series { name: "tried".into(), points: dots, look: Look::Dots },
-                Series { name: "best so far".into(), points: line, look: Look::Coloured },
+                Series { name: "tried".into(), points: dots, bars: Vec::new(), look: Look::Dots },
+                Series {
+                    name: "best so far".into(),
+                    points: line,
+                    bars: Vec::new(),
+                    look: Look::Coloured,
+                },
             ],
             levels: vec![Level { name: "untuned".into(), value: self.on_search, band: None }],
         }

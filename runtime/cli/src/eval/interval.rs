@@ -28,6 +28,16 @@ pub(crate) struct Estimate {
     pub(crate) high: f64,
     /// Values.
     pub(crate) count: usize,
+    /// Whether it holds by construction and not by measurement: then the ends are the mean.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) exact: bool,
+}
+
+impl Estimate {
+    /// What is known without measuring: a run beside itself.
+    pub(crate) fn exact(mean: f64, count: usize) -> Self {
+        Self { mean, low: mean, high: mean, count, exact: true }
+    }
 }
 
 /// Mean of values in [-1, 1] with the picture that each belongs to; `None` without values.
@@ -43,7 +53,7 @@ pub(crate) fn estimate(values: &[(usize, f64)]) -> Option<Estimate> {
         let [low, high] =
             if (0.0..=1.0).contains(&first) { wilson(sum, count as f64) } else { [first, first] };
         // A difference that is 0 everywhere may be negative as well as positive.
-        return Some(Estimate { mean, low, high, count });
+        return Some(Estimate { mean, low, high, count, exact: false });
     }
     let mut pictures: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
     for &(picture, value) in values {
@@ -66,7 +76,7 @@ pub(crate) fn estimate(values: &[(usize, f64)]) -> Option<Estimate> {
         .collect();
     means.sort_by(f64::total_cmp);
     let at = |share: f64| means[(share * (RESAMPLES - 1) as f64).round() as usize];
-    Some(Estimate { mean, low: at(0.025), high: at(0.975), count })
+    Some(Estimate { mean, low: at(0.025), high: at(0.975), count, exact: false })
 }
 
 /// Mean of paired differences: as [`estimate`], and symmetric where all of them are 0.

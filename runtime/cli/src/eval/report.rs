@@ -2,6 +2,8 @@
 //!
 //! Invariants
 //! - Every row is counted over the same questions: those that every run answered.
+//! - A run is not compared with itself: the unpruned model, and chains that keep everything (whose
+//!   answers are the unpruned ones), are equal to it by construction and have no interval.
 //! - Runs that differ in their seed alone are one row: a question's score is the mean over seeds.
 
 use std::collections::BTreeMap;
@@ -170,6 +172,13 @@ impl Context<'_> {
                 }
             }
         }
+        // Its answers are the unpruned ones, read from the same records.
+        let is_dense = group.run.key() == dense.run.key();
+        let beside_itself = |measured: Option<Estimate>, mean: f64| match measured {
+            Some(e) if is_dense => Some(Estimate::exact(mean, e.count)),
+            measured => measured,
+        };
+        let is_pool = group.run.name == "pool";
         let means = group.values(|_, r| Some(r.visual_mean));
         let visual_mean = means.iter().flatten().sum::<f64>() / means.len().max(1) as f64;
         Row {
@@ -179,10 +188,13 @@ impl Context<'_> {
             chain: group.run.key(),
             visual_mean,
             score: estimate(&self.placed(&scores)),
-            difference: difference(&self.placed(&differences)),
-            where_pool_fails: hard.and_then(|values| estimate(&values)),
-            same: estimate(&self.placed(&same)),
-            words: estimate(&self.placed(&words)),
+            difference: difference(&self.placed(&differences)).filter(|_| !is_dense),
+            // Both are chosen by what these two answered.
+            where_pool_fails: hard
+                .filter(|_| !is_dense && !is_pool)
+                .and_then(|values| estimate(&values)),
+            same: beside_itself(estimate(&self.placed(&same)), 1.0),
+            words: beside_itself(estimate(&self.placed(&words)), 1.0),
             tasks,
             ms: [
                 group.median(|r| r.ms.prune),
@@ -198,7 +210,7 @@ fn percent(estimate: Option<Estimate>) -> String {
 }
 
 fn interval(estimate: Option<Estimate>, signed: bool) -> String {
-    let Some(e) = estimate else { return String::new() };
+    let Some(e) = estimate.filter(|e| !e.exact) else { return String::new() };
     let (low, high) = (100.0 * e.low, 100.0 * e.high);
     if signed { format!("[{low:+.1}, {high:+.1}]") } else { format!("[{low:.1}, {high:.1}]") }
 }
@@ -323,7 +335,8 @@ impl Report {
                     } else {
                         String::new()
                     };
-                    format!("{} {}{mark}", percent(value(row)), interval(value(row), false))
+                    let interval = interval(value(row), false);
+                    format!("{} {interval}", percent(value(row))).trim_end().to_owned() + &mark
                 }));
             }
             let _ = writeln!(out, "| `{name}` | {} |", cells.join(" | "));
@@ -377,21 +390,30 @@ impl Report {
     pub(crate) fn chart(&self, model: &str) -> Chart {
         let scored = self.is_scored();
         let value = |row: &Row| if scored { row.score } else { row.words };
-        let point = |row: &Row| Some((row.visual_mean, 100.0 * value(row)?.mean));
+        let point = |row: &Row| {
+            let e = value(row)?;
+            Some(((row.visual_mean, 100.0 * e.mean), [100.0 * e.low, 100.0 * e.high]))
+        };
         let mut series: Vec<Series> = Vec::new();
         for row in self.rows.iter().skip(1) {
-            let Some(point) = point(row) else { continue };
+            let Some((point, bar)) = point(row) else { continue };
             match series.iter_mut().find(|s| s.name == row.name) {
-                Some(line) => line.points.push(point),
+                Some(line) => {
+                    line.points.push(point);
+                    line.bars.push(bar);
+                }
                 None => {
                     let is_reference = BASELINES.contains(&row.name.as_str());
                     let look = if is_reference { Look::Reference } else { Look::Coloured };
-                    series.push(Series { name: row.name.clone(), points: vec![point], look });
+                    let (points, bars) = (vec![point], vec![bar]);
+                    series.push(Series { name: row.name.clone(), points, bars, look });
                 }
             }
         }
         for line in &mut series {
-            line.points.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let mut both: Vec<_> = line.points.iter().copied().zip(line.bars.clone()).collect();
+            both.sort_by(|a, b| b.0.0.total_cmp(&a.0.0));
+            (line.points, line.bars) = both.into_iter().unzip();
         }
         let levels: Vec<Level> = self
             .rows
@@ -408,7 +430,8 @@ impl Report {
         let places = series.iter().flat_map(|s| &s.points);
         let (low, high) =
             places.clone().fold((f64::INFINITY, 0.0f64), |(l, h), p| (l.min(p.0), h.max(p.0)));
-        let ends = levels.iter().flat_map(|l| l.band.into_iter().flatten());
+        let bands = levels.iter().filter_map(|l| l.band);
+        let ends = bands.chain(series.iter().flat_map(|s| s.bars.iter().copied())).flatten();
         let label = if scored { "score, %" } else { "words in common with unpruned answers, %" };
         Chart {
             title: if scored {
@@ -418,8 +441,10 @@ impl Report {
             }
             .into(),
             subtitle: format!(
-                "{model}; {} questions about {} pictures; grey band: 95 % of the unpruned model",
-                self.questions, self.pictures
+                "{model}; {} questions about {} pictures; bars{}: 95 % (lines stand a little apart)",
+                self.questions,
+                self.pictures,
+                if scored { " and grey band" } else { "" }
             ),
             x: Axis::powers_of_two(
                 "visual tokens a decoder layer, mean (log scale)",

@@ -11,14 +11,12 @@ pub(crate) const INK: Rgb = [236, 238, 242];
 pub(crate) const FAINT: Rgb = [150, 156, 168];
 /// Edge between what is kept and what is not.
 pub(crate) const EDGE: Rgb = [255, 255, 255];
-/// A token that carries others.
+/// Around cells that are summed.
 pub(crate) const CARRIES: Rgb = [255, 176, 32];
-/// A cell that lives on in another.
-pub(crate) const ABSORBED: Rgb = [120, 92, 40];
 
 /// Anchors of a map from dark violet over red to yellow: even in lightness, so that it reads in
 /// grey and for colour-blind eyes (the shape of matplotlib's `inferno`).
-const ANCHORS: [Rgb; 9] = [
+pub(crate) const ANCHORS: [Rgb; 9] = [
     [0, 0, 4],
     [27, 12, 65],
     [74, 12, 107],

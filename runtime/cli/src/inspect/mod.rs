@@ -3,6 +3,7 @@
 //! Invariants
 //! - Cells are told apart by grid, row and column, not by token index: stages that add rows count
 //!   indices anew, cells stay.
+//! - What is written of a stage or a view is made here, once, so that PNG and page say the same.
 //! - Grids of one picture that overlap (a thumbnail and its tiles) become views of their own, so
 //!   that every view can be drawn as one flat picture.
 
@@ -14,6 +15,10 @@ pub(crate) mod png;
 use std::collections::BTreeMap;
 
 use secateur::{Answer, Clip, Grid, Rect, StageReport, TokenKind, TokenMap};
+
+/// All fates, in the order of a legend.
+pub(crate) const FATES: [Fate; 5] =
+    [Fate::Kept, Fate::Carries, Fate::Absorbed, Fate::Dropped, Fate::Gone];
 
 /// What became of a cell at a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +51,17 @@ impl Fate {
     pub(crate) fn is_there(self) -> bool {
         matches!(self, Fate::Kept | Fate::Carries)
     }
+
+    /// For legends.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Fate::Kept => "kept",
+            Fate::Carries => "holds a sum of several",
+            Fate::Absorbed => "summed into another",
+            Fate::Dropped => "dropped by this stage",
+            Fate::Gone => "dropped before",
+        }
+    }
 }
 
 /// A cell of the token grid.
@@ -63,8 +79,9 @@ pub(crate) struct Cell {
     pub(crate) fates: Vec<Fate>,
     /// One entry a stage: what it was ranked by.
     pub(crate) scores: Vec<Option<f32>>,
-    /// Index of the token that carries it, if one does.
-    pub(crate) carried_by: Option<u32>,
+    /// One entry a stage: which sum of several cells it is part of (most, where there are several),
+    /// as the place of that token after the stage.
+    pub(crate) groups: Vec<Option<u32>>,
 }
 
 /// One cut.
@@ -89,10 +106,36 @@ pub(crate) struct Stage {
 pub(crate) struct View {
     /// Index of the picture.
     pub(crate) picture: usize,
+    /// Frame of it, where it is a video.
+    pub(crate) frame: usize,
     /// For people: `picture 1`, `picture 1, tiles`.
     pub(crate) label: String,
     /// Its cells.
     pub(crate) cells: Vec<Cell>,
+}
+
+/// What a run said, and how long it took.
+#[derive(Clone, Debug)]
+pub(crate) struct Told {
+    /// The answer.
+    pub(crate) text: String,
+    /// Until the first token: pixels, tower, cuts, prompt; milliseconds.
+    pub(crate) first_ms: f64,
+    /// Until the last, milliseconds.
+    pub(crate) total_ms: f64,
+}
+
+impl Told {
+    fn new(answer: &Answer) -> Self {
+        let ms = &answer.report.ms;
+        let first_ms = ms.process + ms.encode + ms.prune + ms.prefill;
+        Self { text: answer.text.clone(), first_ms, total_ms: first_ms + ms.decode }
+    }
+
+    /// Its times in words.
+    pub(crate) fn times(&self) -> String {
+        format!("{:.0} ms, first token after {:.0}", self.total_ms, self.first_ms)
+    }
 }
 
 /// Everything there is to draw.
@@ -102,8 +145,10 @@ pub(crate) struct Scene {
     pub(crate) clips: Vec<Clip>,
     /// The question.
     pub(crate) question: String,
-    /// The answer.
-    pub(crate) answer: String,
+    /// What the pruned model said.
+    pub(crate) pruned: Told,
+    /// What the unpruned one said; absent where nothing was cut.
+    pub(crate) dense: Option<Told>,
     /// The model.
     pub(crate) model: String,
     /// The chain.
@@ -118,15 +163,76 @@ pub(crate) struct Scene {
 
 type Place = (u32, u32, u32);
 
+/// A share in words.
+fn percent(part: usize, whole: usize) -> String {
+    format!("{:.0} %", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
+impl Stage {
+    /// What it did, for a heading.
+    pub(crate) fn line(&self) -> String {
+        format!("{} at {}: {} -> {}", self.name, self.site, self.before, self.kept)
+    }
+}
+
+impl View {
+    /// What is left of it after `stage` cuts (0: before any).
+    pub(crate) fn line(&self, stage: usize) -> String {
+        let all = self.cells.len();
+        let Some(last) = stage.checked_sub(1) else { return format!("{all} tokens") };
+        let left = self.cells.iter().filter(|c| c.fates[last].is_there()).count();
+        let summed = self.cells.iter().filter(|c| c.fates[last] == Fate::Absorbed).count();
+        let summed =
+            if summed > 0 { format!(", {summed} summed into others") } else { String::new() };
+        format!("{left} of {all} left ({}){summed}", percent(left, all))
+    }
+}
+
 impl Scene {
-    /// The scene of an answer that was asked for with detail.
-    pub(crate) fn new(clips: Vec<Clip>, question: &str, model: &str, answer: &Answer) -> Self {
+    /// What is left of all tokens after a stage, in words.
+    pub(crate) fn share(&self, kept: usize) -> String {
+        percent(kept, self.visual_in)
+    }
+
+    /// Range of a stage's scores, over all views, that colours are spread over: the 2nd to the
+    /// 98th hundredth, so that one outlier does not leave everything else dark.
+    pub(crate) fn score_range(&self, stage: usize) -> Option<(f32, f32)> {
+        let cells = self.views.iter().flat_map(|v| &v.cells);
+        let mut scores: Vec<f32> = cells.filter_map(|c| c.scores[stage]).collect();
+        if scores.is_empty() {
+            return None;
+        }
+        scores.sort_by(f32::total_cmp);
+        let at = |share: f64| scores[((scores.len() - 1) as f64 * share).round() as usize];
+        let (low, high) = (at(0.02), at(0.98));
+        if low < high { Some((low, high)) } else { Some((scores[0], scores[scores.len() - 1])) }
+    }
+
+    /// The fates that occur after a stage, or after any.
+    pub(crate) fn fates(&self, stage: Option<usize>) -> Vec<Fate> {
+        let shown = |c: &Cell, fate| match stage {
+            Some(s) => c.fates[s] == fate,
+            None => c.fates.contains(&fate),
+        };
+        let cells = || self.views.iter().flat_map(|v| &v.cells);
+        FATES.into_iter().filter(|&fate| cells().any(|c| shown(c, fate))).collect()
+    }
+
+    /// The scene of an answer that was asked for with detail, beside the unpruned one.
+    pub(crate) fn new(
+        clips: Vec<Clip>,
+        question: &str,
+        model: &str,
+        answer: &Answer,
+        dense: Option<&Answer>,
+    ) -> Self {
         let report = &answer.report;
         let stages = report.stages.iter().map(stage).collect();
         Self {
             clips,
             question: question.to_owned(),
-            answer: answer.text.clone(),
+            pruned: Told::new(answer),
+            dense: dense.map(Told::new),
             model: model.to_owned(),
             chain: report.chain.clone(),
             visual_in: report.visual_in,
@@ -162,7 +268,7 @@ fn views(dense: &TokenMap, reports: &[StageReport]) -> Vec<View> {
             rect,
             fates: Vec::new(),
             scores: Vec::new(),
-            carried_by: None,
+            groups: Vec::new(),
         };
         cells.insert((token.grid, token.row, token.col), cell);
     }
@@ -181,8 +287,8 @@ fn views(dense: &TokenMap, reports: &[StageReport]) -> Vec<View> {
         .into_iter()
         .map(|(view, mut cells)| {
             cells.sort_by_key(|c| c.index);
-            let (picture, label) = labels[view].clone();
-            View { picture, label, cells }
+            let (picture, frame, label) = labels[view].clone();
+            View { picture, frame, label, cells }
         })
         .collect()
 }
@@ -194,16 +300,19 @@ fn follow(
     before: &TokenMap,
     report: &StageReport,
 ) {
-    let mut there: BTreeMap<Place, bool> = BTreeMap::new();
-    let mut absorbed: BTreeMap<Place, u32> = BTreeMap::new();
-    for token in &report.tokens.tokens {
-        let place = (token.grid, token.row, token.col);
+    // Cells that are there, with the sum that they hold; the sum that any cell is most part of.
+    let mut there: BTreeMap<Place, Option<u32>> = BTreeMap::new();
+    let mut summed: BTreeMap<Place, (f32, u32)> = BTreeMap::new();
+    for (at, token) in report.tokens.tokens.iter().enumerate() {
+        let sum = (token.members.len() > 1).then_some(at as u32);
         if token.kind == TokenKind::Patch {
-            there.insert(place, token.members.len() > 1);
+            there.insert((token.grid, token.row, token.col), sum);
         }
-        for (member, _) in &token.members {
-            if let Some(place) = place_of.get(member) {
-                absorbed.insert(*place, token.index);
+        for (member, weight) in token.members.iter().filter(|_| sum.is_some()) {
+            let Some(place) = place_of.get(member) else { continue };
+            let best = summed.entry(*place).or_insert((*weight, at as u32));
+            if weight.abs() > best.0.abs() {
+                *best = (*weight, at as u32);
             }
         }
     }
@@ -219,18 +328,16 @@ fn follow(
     }
     for (place, cell) in cells.iter_mut() {
         let was_there = cell.fates.last().is_none_or(|f| *f != Fate::Gone && *f != Fate::Dropped);
-        let fate = match there.get(place) {
-            Some(true) => Fate::Carries,
-            Some(false) => Fate::Kept,
-            None if absorbed.contains_key(place) => Fate::Absorbed,
-            None if was_there => Fate::Dropped,
-            None => Fate::Gone,
-        };
-        cell.carried_by = match fate {
-            Fate::Absorbed => absorbed.get(place).copied(),
-            _ => None,
+        let part_of = summed.get(place).map(|(_, at)| *at);
+        let (fate, group) = match there.get(place) {
+            Some(Some(own)) => (Fate::Carries, Some(*own)),
+            Some(None) => (Fate::Kept, None),
+            None if part_of.is_some() => (Fate::Absorbed, part_of),
+            None if was_there => (Fate::Dropped, None),
+            None => (Fate::Gone, None),
         };
         cell.fates.push(fate);
+        cell.groups.push(group);
         cell.scores.push(scores.get(place).copied().filter(|s| s.is_finite()));
     }
 }
@@ -247,8 +354,8 @@ fn overlap(a: &Grid, b: &Grid) -> bool {
     ax < br - slack && bx < ar - slack && ay < bb - slack && by < ab - slack
 }
 
-/// The view of each grid, and picture and label of each view.
-fn arrange(grids: &[Grid]) -> (Vec<usize>, Vec<(usize, String)>) {
+/// The view of each grid; picture, frame and label of each view.
+fn arrange(grids: &[Grid]) -> (Vec<usize>, Vec<(usize, usize, String)>) {
     let mut views: Vec<Vec<usize>> = Vec::new();
     let mut view_of = Vec::new();
     for (g, grid) in grids.iter().enumerate() {
@@ -277,23 +384,10 @@ fn arrange(grids: &[Grid]) -> (Vec<usize>, Vec<(usize, String)>) {
             if several {
                 label.push_str(if view.len() > 1 { ", tiles" } else { ", whole" });
             }
-            (grid.picture as usize, label)
+            (grid.picture as usize, grid.frame as usize, label)
         })
         .collect();
     (view_of, labels)
-}
-
-/// Range of a stage's scores in a view that colours are spread over: the 2nd to the 98th
-/// hundredth, so that one outlier does not leave everything else dark.
-pub(crate) fn score_range(view: &View, stage: usize) -> Option<(f32, f32)> {
-    let mut scores: Vec<f32> = view.cells.iter().filter_map(|c| c.scores[stage]).collect();
-    if scores.is_empty() {
-        return None;
-    }
-    scores.sort_by(f32::total_cmp);
-    let at = |share: f64| scores[((scores.len() - 1) as f64 * share).round() as usize];
-    let (low, high) = (at(0.02), at(0.98));
-    if low < high { Some((low, high)) } else { Some((scores[0], scores[scores.len() - 1])) }
 }
 
 #[cfg(test)]
@@ -358,8 +452,29 @@ mod tests {
         assert_eq!(fates, ["cd", "kk", "ad", "kd"]);
         assert_eq!(views[0].cells[1].scores, [Some(2.0), None]);
         assert_eq!(views[0].cells[3].scores, [None, None]);
-        assert_eq!(score_range(&views[0], 0), Some((0.0, 2.0)));
-        assert_eq!(score_range(&views[0], 1), None);
+        assert_eq!(views[0].cells[0].groups, [Some(0), None]);
+        assert_eq!(views[0].cells[2].groups, [Some(0), None]);
+        assert_eq!(views[0].cells[1].groups, [None, None]);
+        assert_eq!(views[0].line(1), "3 of 4 left (75 %), 1 summed into others");
+        assert_eq!(views[0].line(2), "1 of 4 left (25 %)");
+        let scene = Scene { views, ..png::tests::scene() };
+        assert_eq!(scene.score_range(0), Some((0.0, 2.0)));
+        assert_eq!(scene.score_range(1), None);
+        assert_eq!(scene.fates(Some(0)), [Fate::Kept, Fate::Carries, Fate::Absorbed]);
+        assert_eq!(scene.fates(Some(1)), [Fate::Kept, Fate::Dropped]);
+    }
+
+    #[test]
+    fn what_is_pooled_is_one_group_around_the_cell_that_holds_it() {
+        let dense = TokenMap::raster(vec![grid(0, [0.0, 0.0], 20.0)]);
+        let mut pooled = pick(&dense, &[0, 3]);
+        pooled.tokens[0].members = vec![(0, 0.6), (2, 0.4)];
+        // Half of cell 0 lies under the second mean too: it is shown with the first.
+        pooled.tokens[1].members = vec![(0, 0.2), (1, 0.4), (3, 0.4)];
+        let views = views(&dense, &[report(pooled, 4, None)]);
+        let groups: Vec<Option<u32>> = views[0].cells.iter().map(|c| c.groups[0]).collect();
+        assert_eq!(groups, [Some(0), Some(1), Some(0), Some(1)]);
+        assert_eq!(views[0].line(1), "2 of 4 left (50 %), 2 summed into others");
     }
 
     #[test]
@@ -372,6 +487,6 @@ mod tests {
         ];
         let (view_of, labels) = arrange(&grids);
         assert_eq!(view_of, [0, 1, 1, 1]);
-        assert_eq!(labels[1], (0, "picture 1, tiles".to_owned()));
+        assert_eq!(labels[1], (0, 0, "picture 1, tiles".to_owned()));
     }
 }

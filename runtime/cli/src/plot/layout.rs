@@ -1,6 +1,6 @@
 //! From a chart to shapes: places, grid lines, and names that keep out of each other's way.
 
-use super::scene::{Anchor, Colour, FAINT, GREY, HEIGHT, INK, Marker, PALETTE, Shape, Size, WIDTH};
+use super::scene::{Anchor, COLOURS, Colour, HEIGHT, Marker, Shape, Size, WIDTH};
 use super::{Chart, Look};
 
 const TOP: f64 = 92.0;
@@ -8,9 +8,22 @@ const BOTTOM: f64 = HEIGHT - 58.0;
 const LEFT: f64 = 64.0;
 /// Least distance between the baselines of two names.
 const NAME_STEP: f64 = 15.0;
-const BAND: Colour = [243, 243, 243];
+/// The second half of the colours is dashed, what comes again after them dotted.
 const DASHES: [&[f64]; 3] = [&[], &[7.0, 4.0], &[2.0, 3.0]];
-const MARKERS: [Marker; 4] = [Marker::Circle, Marker::Square, Marker::Triangle, Marker::Diamond];
+const REFERENCES: [&[f64]; 3] = [&[7.0, 4.0], &[2.0, 3.0], &[10.0, 3.0, 2.0, 3.0]];
+const MARKERS: [Marker; 7] = [
+    Marker::Circle,
+    Marker::Square,
+    Marker::Triangle,
+    Marker::Diamond,
+    Marker::Down,
+    Marker::Left,
+    Marker::Right,
+];
+/// How far lines with bars are set apart from one another, and all of them together.
+const APART: (f64, f64) = (2.4, 22.0);
+/// Half the width of the ends of a bar.
+const CAP: f64 = 2.5;
 
 struct Frame<'a> {
     chart: &'a Chart,
@@ -40,21 +53,31 @@ pub(super) fn scene(chart: &Chart) -> Vec<Shape> {
         .fold(60.0, f64::max);
     let frame = Frame { chart, right: (WIDTH - widest - 44.0).max(WIDTH / 2.0) };
     let mut shapes = Vec::new();
-    shapes.push(text((LEFT - 40.0, 30.0), &chart.title, Size::Large, Anchor::Start, INK));
-    shapes.push(text((LEFT - 40.0, 50.0), &chart.subtitle, Size::Small, Anchor::Start, GREY));
+    shapes.push(text((LEFT - 40.0, 30.0), &chart.title, Size::Large, Anchor::Start, Colour::Ink));
+    shapes.push(text(
+        (LEFT - 40.0, 50.0),
+        &chart.subtitle,
+        Size::Small,
+        Anchor::Start,
+        Colour::Grey,
+    ));
     bands(&frame, &mut shapes);
     axes(&frame, &mut shapes);
     levels(&frame, &mut shapes);
     let styles = styles(chart);
-    for (series, style) in chart.series.iter().zip(&styles) {
+    let shifts = shifts(chart);
+    for ((series, style), shift) in chart.series.iter().zip(&styles).zip(&shifts) {
         let points: Vec<(f64, f64)> =
-            series.points.iter().map(|&(x, y)| (frame.x(x), frame.y(y))).collect();
+            series.points.iter().map(|&(x, y)| (frame.x(x) + shift, frame.y(y))).collect();
+        for (&(x, _), &[low, high]) in points.iter().zip(&series.bars) {
+            bar(x, frame.y(low), frame.y(high), style.colour, &mut shapes);
+        }
         if series.look == Look::Dots {
             let dot = |&at: &(f64, f64)| Shape::Mark {
                 at,
                 radius: 1.6,
                 marker: Marker::Circle,
-                colour: GREY,
+                colour: Colour::Grey,
             };
             shapes.extend(points.iter().map(dot));
             continue;
@@ -80,6 +103,29 @@ pub(super) fn scene(chart: &Chart) -> Vec<Shape> {
     shapes
 }
 
+/// An interval with its ends.
+fn bar(x: f64, bottom: f64, top: f64, colour: Colour, shapes: &mut Vec<Shape>) {
+    let ends = [(bottom, bottom), (top, top)].map(|(y, _)| vec![(x - CAP, y), (x + CAP, y)]);
+    for points in std::iter::once(vec![(x, bottom), (x, top)]).chain(ends) {
+        shapes.push(Shape::Line { points, width: 0.8, colour, dash: &[] });
+    }
+}
+
+/// How far to the right each line stands: bars at one place would lie on one another.
+fn shifts(chart: &Chart) -> Vec<f64> {
+    let count = chart.series.iter().filter(|s| !s.bars.is_empty()).count();
+    let step = APART.0.min(APART.1 / count.max(1) as f64);
+    let mut place = -(count as f64 - 1.0) / 2.0;
+    let shift = |has_bars: bool| {
+        if !has_bars {
+            return 0.0;
+        }
+        place += 1.0;
+        (place - 1.0) * step
+    };
+    chart.series.iter().map(|s| !s.bars.is_empty()).map(shift).collect()
+}
+
 struct Style {
     colour: Colour,
     dash: &'static [f64],
@@ -89,19 +135,20 @@ struct Style {
 fn styles(chart: &Chart) -> Vec<Style> {
     let (mut coloured, mut reference) = (0, 0);
     let mut style = |look: Look| match look {
-        Look::Dots => Style { colour: GREY, dash: &[], marker: Marker::Circle },
+        Look::Dots => Style { colour: Colour::Grey, dash: &[], marker: Marker::Circle },
         Look::Reference => {
             reference += 1;
-            let marker = MARKERS[reference % MARKERS.len()];
-            Style { colour: [70, 70, 70], dash: DASHES[1 + reference % 2], marker }
+            let i = reference - 1;
+            let marker = MARKERS[i % MARKERS.len()];
+            Style { colour: Colour::Reference, dash: REFERENCES[i % REFERENCES.len()], marker }
         }
         Look::Coloured => {
             coloured += 1;
             let i = coloured - 1;
             Style {
-                colour: PALETTE[i % PALETTE.len()],
-                dash: DASHES[(i / PALETTE.len()) % DASHES.len()],
-                marker: MARKERS[(i + i / PALETTE.len()) % MARKERS.len()],
+                colour: Colour::Series(i % COLOURS),
+                dash: DASHES[(2 * i / COLOURS).min(DASHES.len() - 1)],
+                marker: MARKERS[i % MARKERS.len()],
             }
         }
     };
@@ -113,26 +160,26 @@ fn axes(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
         |points: Vec<(f64, f64)>, colour| Shape::Line { points, width: 1.0, colour, dash: &[] };
     for (value, name) in &frame.chart.y.ticks {
         let y = frame.y(*value);
-        shapes.push(line(vec![(LEFT, y), (frame.right, y)], FAINT));
-        shapes.push(text((LEFT - 8.0, y + 4.0), name, Size::Small, Anchor::End, INK));
+        shapes.push(line(vec![(LEFT, y), (frame.right, y)], Colour::Faint));
+        shapes.push(text((LEFT - 8.0, y + 4.0), name, Size::Small, Anchor::End, Colour::Ink));
     }
     for (value, name) in &frame.chart.x.ticks {
         let x = frame.x(*value);
-        shapes.push(line(vec![(x, BOTTOM), (x, BOTTOM + 5.0)], INK));
-        shapes.push(text((x, BOTTOM + 20.0), name, Size::Small, Anchor::Middle, INK));
+        shapes.push(line(vec![(x, BOTTOM), (x, BOTTOM + 5.0)], Colour::Ink));
+        shapes.push(text((x, BOTTOM + 20.0), name, Size::Small, Anchor::Middle, Colour::Ink));
     }
-    shapes.push(line(vec![(LEFT, BOTTOM), (frame.right, BOTTOM)], INK));
+    shapes.push(line(vec![(LEFT, BOTTOM), (frame.right, BOTTOM)], Colour::Ink));
     let below = ((LEFT + frame.right) / 2.0, BOTTOM + 42.0);
-    shapes.push(text(below, &frame.chart.x.label, Size::Small, Anchor::Middle, INK));
+    shapes.push(text(below, &frame.chart.x.label, Size::Small, Anchor::Middle, Colour::Ink));
     let above = (LEFT - 40.0, TOP - 14.0);
-    shapes.push(text(above, &frame.chart.y.label, Size::Small, Anchor::Start, INK));
+    shapes.push(text(above, &frame.chart.y.label, Size::Small, Anchor::Start, Colour::Ink));
 }
 
 fn bands(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
     for [low, high] in frame.chart.levels.iter().filter_map(|level| level.band) {
         let (top, bottom) = (frame.y(high), frame.y(low));
         let at = [LEFT, top, frame.right - LEFT, bottom - top];
-        shapes.push(Shape::Rect { at, colour: BAND });
+        shapes.push(Shape::Rect { at, colour: Colour::Band });
     }
 }
 
@@ -140,7 +187,7 @@ fn levels(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
     for level in &frame.chart.levels {
         let y = frame.y(level.value);
         let points = vec![(LEFT, y), (frame.right, y)];
-        shapes.push(Shape::Line { points, width: 1.2, colour: GREY, dash: &[] });
+        shapes.push(Shape::Line { points, width: 1.2, colour: Colour::Grey, dash: &[] });
     }
 }
 
@@ -155,7 +202,7 @@ fn names(frame: &Frame<'_>, styles: &[Style], shapes: &mut Vec<Shape>) {
         .chart
         .levels
         .iter()
-        .map(|level| (level.name.as_str(), GREY, (frame.right, frame.y(level.value))));
+        .map(|level| (level.name.as_str(), Colour::Grey, (frame.right, frame.y(level.value))));
     let mut ends: Vec<(&str, Colour, (f64, f64))> = lines.chain(levels).collect();
     ends.sort_by(|a, b| a.2.1.total_cmp(&b.2.1));
     let wanted: Vec<f64> = ends.iter().map(|e| e.2.1).collect();
@@ -163,7 +210,7 @@ fn names(frame: &Frame<'_>, styles: &[Style], shapes: &mut Vec<Shape>) {
     for ((name, colour, end), y) in ends.into_iter().zip(places) {
         let x = frame.right + 30.0;
         let tie = vec![(end.0 + 6.0, end.1), (frame.right + 14.0, y), (x - 4.0, y)];
-        shapes.push(Shape::Line { points: tie, width: 0.7, colour: [190, 190, 190], dash: &[] });
+        shapes.push(Shape::Line { points: tie, width: 0.7, colour: Colour::Tie, dash: &[] });
         shapes.push(text((x, y + 4.0), name, Size::Small, Anchor::Start, colour));
     }
 }
@@ -210,12 +257,38 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_one_colour_differ_in_their_dashes() {
+    fn fourteen_lines_differ_in_colour_and_in_marker_or_dash() {
         let chart = super::super::tests::chart();
         let mut many = chart.clone();
-        many.series = vec![chart.series[0].clone(); 14];
+        many.series = vec![chart.series[0].clone(); 15];
         let styles = styles(&many);
-        assert_eq!(styles[0].colour, styles[7].colour);
-        assert_ne!(styles[0].dash, styles[7].dash);
+        for (i, a) in styles.iter().enumerate().take(14) {
+            for b in &styles[..i] {
+                assert_ne!(a.colour, b.colour);
+                assert!(a.marker != b.marker || a.dash != b.dash, "{i}");
+            }
+        }
+        assert_eq!(styles[14].colour, styles[0].colour);
+        assert_ne!(styles[14].dash, styles[0].dash);
+    }
+
+    #[test]
+    fn bars_reach_from_end_to_end_and_stand_side_by_side() {
+        let mut chart = super::super::tests::chart();
+        for series in &mut chart.series {
+            series.bars = series.points.iter().map(|p| [p.1 - 3.0, p.1 + 2.0]).collect();
+        }
+        let frame = Frame { chart: &chart, right: 700.0 };
+        let shifts = shifts(&chart);
+        assert_eq!(shifts, [-2.4, 0.0, 2.4]);
+        let mut shapes = Vec::new();
+        bar(10.0, frame.y(40.0), frame.y(50.0), Colour::Ink, &mut shapes);
+        let Shape::Line { points, .. } = &shapes[0] else { panic!("a line") };
+        assert_eq!(points, &[(10.0, frame.y(40.0)), (10.0, frame.y(50.0))]);
+        let lines =
+            |chart: &Chart| scene(chart).iter().filter(|s| matches!(s, Shape::Line { .. })).count();
+        let mut without = chart.clone();
+        without.series.iter_mut().for_each(|s| s.bars.clear());
+        assert_eq!(lines(&chart), lines(&without) + 3 * 5 * 3);
     }
 }

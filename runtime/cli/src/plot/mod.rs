@@ -5,8 +5,9 @@
 //!
 //! Invariants
 //! - Lines are named where they end, not in a legend; names never overlap.
-//! - Neighbouring lines differ in colour (safe for colour-blind readers) and in marker; lines of
-//!   one colour differ in their dashes.
+//! - Fourteen lines differ in colour, and in marker or dashes; the first seven colours are safe for
+//!   colour-blind readers. What comes after them differs in its dashes.
+//! - The SVG follows the reader's colour scheme, the PNG has the theme that was asked for.
 //! - Nothing here reads a file, a clock or a font of the system.
 
 mod layout;
@@ -16,6 +17,8 @@ mod svg;
 
 use anyhow::{Context, Result};
 use std::path::Path;
+
+pub(crate) use scene::Theme;
 
 /// How values become places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +62,8 @@ pub(crate) struct Series {
     pub(crate) name: String,
     /// In drawing order.
     pub(crate) points: Vec<(f64, f64)>,
+    /// Lower and upper end of an interval at each point; empty if there are none.
+    pub(crate) bars: Vec<[f64; 2]>,
     /// How it looks.
     pub(crate) look: Look,
 }
@@ -92,13 +97,13 @@ pub(crate) struct Chart {
 }
 
 impl Chart {
-    /// Writes `stem.svg` and `stem.png`.
+    /// Writes `stem.svg` and `stem.png`, the latter in `theme`.
     ///
     /// # Errors
     /// The file system's.
-    pub(crate) fn write(&self, stem: &Path) -> Result<()> {
+    pub(crate) fn write(&self, stem: &Path, theme: Theme) -> Result<()> {
         let scene = layout::scene(self);
-        let files = [("svg", svg::draw(&scene).into_bytes()), ("png", png::draw(&scene)?)];
+        let files = [("svg", svg::draw(&scene).into_bytes()), ("png", png::draw(&scene, theme)?)];
         for (extension, content) in files {
             let path = stem.with_extension(extension);
             crate::write::replace_one(&path, &content)
@@ -183,6 +188,7 @@ mod tests {
                 .iter()
                 .map(|&x: &f64| (x, 80.0 - shift * 40.0 / x))
                 .collect(),
+            bars: Vec::new(),
             look,
         };
         Chart {
@@ -202,14 +208,16 @@ mod tests {
     #[test]
     fn both_files_appear() {
         let folder = tempfile::tempdir().unwrap();
-        chart().write(&folder.path().join("c")).unwrap();
+        chart().write(&folder.path().join("c"), Theme::Dark).unwrap();
         let svg = std::fs::read_to_string(folder.path().join("c.svg")).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("a &lt; b &amp; c"));
         for name in ["vtc_cls", "fastv", "random", "dense"] {
             assert!(svg.contains(&format!(">{name}<")), "{name}");
         }
-        let png = image::open(folder.path().join("c.png")).unwrap();
-        assert_eq!((png.width(), png.height()), (1920, 1200));
+        assert!(svg.contains("@media (prefers-color-scheme: dark)"), "{svg}");
+        let png = image::open(folder.path().join("c.png")).unwrap().to_rgb8();
+        assert_eq!(png.dimensions(), (1920, 1200));
+        assert_eq!(png.get_pixel(0, 0).0, Theme::Dark.rgb(scene::Colour::Sheet));
     }
 
     #[test]

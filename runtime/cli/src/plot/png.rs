@@ -9,48 +9,49 @@ use anyhow::{Context, Result};
 use image::{Rgb, RgbImage};
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
-use super::scene::{Anchor, Colour, HEIGHT, Shape, Size, WIDTH};
+use super::scene::{Anchor, Colour, HEIGHT, Rgb as Ink, Shape, Size, Theme, WIDTH};
 use super::svg::corners;
 
 const SCALE: f64 = 2.0;
-const WHITE: Colour = [255, 255, 255];
 
 /// The whole file.
 ///
 /// # Errors
 /// What the encoder reports.
-pub(super) fn draw(scene: &[Shape]) -> Result<Vec<u8>> {
+pub(super) fn draw(scene: &[Shape], theme: Theme) -> Result<Vec<u8>> {
+    let paper = theme.rgb(Colour::Sheet);
+    let rgb = |colour: &Colour| theme.rgb(*colour);
     let size = ((WIDTH * SCALE) as u32, (HEIGHT * SCALE) as u32);
-    let mut sheet = Sheet(RgbImage::from_pixel(size.0, size.1, Rgb(WHITE)));
+    let mut sheet = Sheet(RgbImage::from_pixel(size.0, size.1, Rgb(paper)));
     for shape in scene {
         match shape {
             Shape::Line { points, width, colour, dash } => {
                 let points: Vec<(f64, f64)> = points.iter().map(|&p| scaled(p)).collect();
                 for run in dashes(&points, dash) {
-                    sheet.stroke(&run, width * SCALE, *colour);
+                    sheet.stroke(&run, width * SCALE, rgb(colour));
                 }
             }
             Shape::Rect { at: [x, y, w, h], colour } => {
                 let (x, y, w, h) = (x * SCALE, y * SCALE, w * SCALE, h * SCALE);
-                sheet.polygon(&[(x, y), (x + w, y), (x + w, y + h), (x, y + h)], *colour);
+                sheet.polygon(&[(x, y), (x + w, y), (x + w, y + h), (x, y + h)], rgb(colour));
             }
             Shape::Mark { at, radius, marker, colour } => {
                 let (center, r) = (scaled(*at), radius * SCALE);
                 match corners(*marker, center, r) {
                     None => {
-                        sheet.disc(center, r + 1.0, WHITE);
-                        sheet.disc(center, r, *colour);
+                        sheet.disc(center, r + 1.0, paper);
+                        sheet.disc(center, r, rgb(colour));
                     }
                     Some(corners) => {
                         let rim: Vec<(f64, f64)> =
                             corners.iter().chain(corners.first()).copied().collect();
-                        sheet.polygon(&corners, *colour);
-                        sheet.stroke(&rim, 2.0, WHITE);
+                        sheet.polygon(&corners, rgb(colour));
+                        sheet.stroke(&rim, 2.0, paper);
                     }
                 }
             }
             Shape::Text { at, text, size, anchor, colour } => {
-                sheet.text(scaled(*at), text, *size, *anchor, *colour);
+                sheet.text(scaled(*at), text, *size, *anchor, rgb(colour));
             }
         }
     }
@@ -103,7 +104,7 @@ fn dashes(points: &[(f64, f64)], dash: &[f64]) -> Vec<Vec<(f64, f64)>> {
 struct Sheet(RgbImage);
 
 impl Sheet {
-    fn blend(&mut self, x: i64, y: i64, colour: Colour, alpha: f64) {
+    fn blend(&mut self, x: i64, y: i64, colour: Ink, alpha: f64) {
         let inside =
             x >= 0 && y >= 0 && x < i64::from(self.0.width()) && y < i64::from(self.0.height());
         if !inside || alpha <= 0.0 {
@@ -117,7 +118,7 @@ impl Sheet {
     }
 
     /// Covers what lies within a signed distance (negative inside) of half a pixel.
-    fn cover(&mut self, bounds: [f64; 4], colour: Colour, distance: impl Fn(f64, f64) -> f64) {
+    fn cover(&mut self, bounds: [f64; 4], colour: Ink, distance: impl Fn(f64, f64) -> f64) {
         let [left, top, right, bottom] = bounds;
         for y in (top - 1.0).floor() as i64..=(bottom + 1.0).ceil() as i64 {
             for x in (left - 1.0).floor() as i64..=(right + 1.0).ceil() as i64 {
@@ -127,7 +128,7 @@ impl Sheet {
         }
     }
 
-    fn stroke(&mut self, points: &[(f64, f64)], width: f64, colour: Colour) {
+    fn stroke(&mut self, points: &[(f64, f64)], width: f64, colour: Ink) {
         let half = width / 2.0;
         // Joints are shared by two pieces: one distance field over the neighbours of a piece keeps
         // them from being painted twice.
@@ -150,13 +151,13 @@ impl Sheet {
         }
     }
 
-    fn disc(&mut self, (cx, cy): (f64, f64), r: f64, colour: Colour) {
+    fn disc(&mut self, (cx, cy): (f64, f64), r: f64, colour: Ink) {
         let bounds = [cx - r, cy - r, cx + r, cy + r];
         self.cover(bounds, colour, |x, y| (x - cx).hypot(y - cy) - r);
     }
 
     /// A convex polygon, corners clockwise on the screen.
-    fn polygon(&mut self, corners: &[(f64, f64)], colour: Colour) {
+    fn polygon(&mut self, corners: &[(f64, f64)], colour: Ink) {
         let fold = |f: fn(f64, f64) -> f64, start: f64, of: fn(&(f64, f64)) -> f64| {
             corners.iter().map(of).fold(start, f)
         };
@@ -177,7 +178,7 @@ impl Sheet {
         });
     }
 
-    fn text(&mut self, at: (f64, f64), text: &str, size: Size, anchor: Anchor, colour: Colour) {
+    fn text(&mut self, at: (f64, f64), text: &str, size: Size, anchor: Anchor, colour: Ink) {
         let height = match size {
             Size::Small => RasterHeight::Size24,
             Size::Large => RasterHeight::Size32,
@@ -230,10 +231,13 @@ mod tests {
 
     #[test]
     fn a_rectangle_fills_its_pixels_and_no_others() {
-        let rect = Shape::Rect { at: [10.0, 10.0, 5.0, 5.0], colour: [255, 0, 0] };
-        let png = image::load_from_memory(&draw(&[rect]).unwrap()).unwrap().to_rgb8();
-        assert_eq!(png.get_pixel(20, 20).0, [255, 0, 0]);
-        assert_eq!(png.get_pixel(29, 29).0, [255, 0, 0]);
-        assert_eq!(png.get_pixel(31, 25).0, WHITE);
+        for theme in [Theme::Light, Theme::Dark] {
+            let rect = Shape::Rect { at: [10.0, 10.0, 5.0, 5.0], colour: Colour::Series(1) };
+            let bytes = draw(&[rect], theme).unwrap();
+            let png = image::load_from_memory(&bytes).unwrap().to_rgb8();
+            assert_eq!(png.get_pixel(20, 20).0, theme.rgb(Colour::Series(1)));
+            assert_eq!(png.get_pixel(29, 29).0, theme.rgb(Colour::Series(1)));
+            assert_eq!(png.get_pixel(31, 25).0, theme.rgb(Colour::Sheet));
+        }
     }
 }
