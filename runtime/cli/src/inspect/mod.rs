@@ -171,7 +171,11 @@ fn percent(part: usize, whole: usize) -> String {
 impl Stage {
     /// What it did, for a heading.
     pub(crate) fn line(&self) -> String {
-        format!("{} at {}: {} -> {}", self.name, self.site, self.before, self.kept)
+        let off = match self.without_cell {
+            0 => String::new(),
+            n => format!(" ({n} off grid)"),
+        };
+        format!("{} at {}: {} -> {}{off}", self.name, self.site, self.before, self.kept)
     }
 }
 
