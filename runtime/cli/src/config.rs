@@ -4,11 +4,15 @@
 //! `<user's configuration folder>/secateur/config.toml` > default.
 //!
 //! A file holds flags by their names (`batch_size = 8` or `batch-size = 8`): at the top for every
-//! command that has them, in a table `[caption]` for that command alone.
+//! command that has them, in a table `[caption]` for that command alone. `./secateur.toml` comes
+//! with a folder that may come from anywhere, and may set what [`crate::harmless`] lists.
 //!
 //! Invariants
 //! - An unknown key is an error that names the file and the nearest known key.
 //! - Values of files become clap's defaults, so that they pass the same checks as flags.
+
+#[cfg(test)]
+mod reference;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,13 +59,35 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// The files that count, lowest precedence first.
-pub(crate) fn files(named: Option<&Path>) -> Vec<PathBuf> {
+/// A configuration file.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    /// Where it is.
+    path: PathBuf,
+    /// Whether it came with the working folder, and nobody named it.
+    is_local: bool,
+}
+
+/// Largest configuration file that is read.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Where a user's own file lies.
+fn user_file() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let folder = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
-    let user = folder.map(|f| f.join("secateur/config.toml")).filter(|p| p.is_file());
-    let local = Some(PathBuf::from("secateur.toml")).filter(|p| p.is_file());
-    user.into_iter().chain(local).chain(named.map(Path::to_path_buf)).collect()
+    folder.map(|f| f.join("secateur/config.toml"))
+}
+
+/// The files that count, lowest precedence first.
+pub(crate) fn files(named: Option<&Path>) -> Vec<Source> {
+    let source = |is_local| move |path| Source { path, is_local };
+    let user = user_file().filter(|p| p.is_file());
+    let real = |path: &Path| path.canonicalize().ok();
+    // Naming it says that it is meant.
+    let is_named = |path: &Path| named.is_some_and(|named| real(named) == real(path));
+    let local = Some(PathBuf::from("secateur.toml")).filter(|p| p.is_file() && !is_named(p));
+    let named = named.map(Path::to_path_buf).map(source(false));
+    user.map(source(false)).into_iter().chain(local.map(source(true))).chain(named).collect()
 }
 
 /// Variables that programs of this project read beside those of flags.
@@ -100,19 +126,19 @@ impl Settings {
     ///
     /// # Errors
     /// Unreadable files, unknown keys, values that the flag would refuse.
-    pub(crate) fn read(files: &[PathBuf], command: &clap::Command) -> Result<Self> {
+    pub(crate) fn read(files: &[Source], command: &clap::Command) -> Result<Self> {
         let mut settings = Self::default();
         for file in files {
-            let text = std::fs::read_to_string(file)
-                .with_context(|| format!("cannot read {}", file.display()))
+            let text = crate::job::read_text(&file.path, MAX_BYTES)
+                .with_context(|| format!("cannot read {}", file.path.display()))
                 .map_err(|e| usage(format!("{e:#}")))?;
             settings.add(file, &text, command)?;
         }
         Ok(settings)
     }
 
-    fn add(&mut self, file: &Path, text: &str, command: &clap::Command) -> Result<()> {
-        let fail = |reason: String| usage(format!("{}: {reason}", file.display()));
+    fn add(&mut self, file: &Source, text: &str, command: &clap::Command) -> Result<()> {
+        let fail = |reason: String| usage(format!("{}: {reason}", file.path.display()));
         let table: toml::Table =
             text.parse().map_err(|e: toml::de::Error| fail(e.to_string().trim_end().to_owned()))?;
         let commands: Vec<&clap::Command> = command.get_subcommands().collect();
@@ -160,17 +186,27 @@ impl Settings {
         owner: &clap::Command,
         flag: &str,
         value: &toml::Value,
-        file: &Path,
+        file: &Source,
     ) -> Result<()> {
         let fail = |reason: &str| {
-            usage(format!("{}: `{}`: {reason}", file.display(), flag.replace('-', "_")))
+            usage(format!("{}: `{}`: {reason}", file.path.display(), flag.replace('-', "_")))
         };
         let values = texts(value).ok_or_else(|| fail("expected a text, a number or a list"))?;
         if let Some(arg) = owner.get_arguments().find(|a| a.get_long() == Some(flag)) {
             check(arg, flag, &values).map_err(|reason| fail(&reason))?;
         }
+        if let Some(reason) = crate::harmless::refusal(flag, &values).filter(|_| file.is_local) {
+            let user =
+                user_file().map_or_else(String::new, |file| format!(", or in {}", file.display()));
+            return Err(fail(&format!(
+                "{reason}, since folders come from anywhere; set it by the flag --{flag}, by \
+                 SECATEUR_{}, in a file that --config names (--config {} means this one){user}",
+                flag.replace('-', "_").to_uppercase(),
+                file.path.display()
+            )));
+        }
         let key = (owner.get_name().to_owned(), flag.to_owned());
-        self.values.insert(key, Configured { values, file: file.to_path_buf() });
+        self.values.insert(key, Configured { values, file: file.path.clone() });
         Ok(())
     }
 
@@ -313,7 +349,8 @@ mod tests {
 
     fn read(text: &str) -> Result<Settings> {
         let mut settings = Settings::default();
-        settings.add(Path::new("f.toml"), text, &crate::args::command())?;
+        let file = Source { path: "f.toml".into(), is_local: false };
+        settings.add(&file, text, &crate::args::command())?;
         Ok(settings)
     }
 
@@ -376,5 +413,21 @@ mod tests {
         assert!(sub.get_flag("recursive"));
         let include: Vec<&String> = sub.get_many("include").unwrap().collect();
         assert_eq!(include, ["*.b"]);
+    }
+
+    #[test]
+    fn the_file_of_a_working_folder_sets_what_does_no_harm() {
+        let local = |text: &str| {
+            let file = Source { path: "secateur.toml".into(), is_local: true };
+            let mut settings = Settings::default();
+            settings.add(&file, text, &crate::args::command()).map(|()| settings)
+        };
+        let settings = local("prompt = \"What?\"\n[caption]\nmax_tokens = 9").unwrap();
+        assert_eq!(value(&settings, "caption", "prompt").as_deref(), Some("What?"));
+        for text in ["[caption]\noutput = \"x\"", "model = \"m\"", "onnx_library = \"x.so\""] {
+            let error = local(text).unwrap_err().to_string();
+            let parts = ["secateur.toml: `", "--config", "SECATEUR_", "the flag --"];
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
     }
 }

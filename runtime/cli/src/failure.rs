@@ -23,10 +23,14 @@ pub(crate) fn of_input(error: &InputError, path: &Path) -> ErrorInfo {
 
 /// Why a file cannot be read.
 fn of_io(path: &Path) -> ErrorKind {
-    match std::fs::File::open(path).map_err(|e| e.kind()) {
+    // Looked at before it is opened: opening a pipe would wait for its writer.
+    let opened = std::fs::metadata(path).and_then(|meta| {
+        if meta.is_file() { std::fs::File::open(path).map(|_| true) } else { Ok(false) }
+    });
+    match opened.map_err(|e| e.kind()) {
         Err(std::io::ErrorKind::PermissionDenied) => ErrorKind::Permission,
         Err(std::io::ErrorKind::NotFound) => ErrorKind::NotFound,
-        Ok(file) if file.metadata().is_ok_and(|m| !m.is_file()) => ErrorKind::UnsupportedFormat,
+        Ok(false) => ErrorKind::UnsupportedFormat,
         _ => ErrorKind::Internal,
     }
 }
@@ -41,7 +45,7 @@ pub(crate) fn of_run(error: &Error, path: &Path) -> ErrorInfo {
         Error::Memory(_) => ErrorKind::OutOfMemory,
         _ => ErrorKind::Internal,
     };
-    ErrorInfo::new(kind, format!("{:#}", Causes(error)))
+    ErrorInfo::new(kind, format!("{}: {}", path.display(), Causes(error)))
 }
 
 /// An error with its causes, once each.

@@ -19,6 +19,7 @@ use secateur::Clip;
 use secateur::image::{Header, load, probe};
 
 use crate::failure::of_input;
+use crate::identity::Stamp;
 use crate::record::{ErrorInfo, ErrorKind};
 use crate::video::{self, Frames};
 
@@ -31,6 +32,8 @@ pub(crate) struct Decoded {
     pub(crate) orientation: u8,
     /// What that took.
     pub(crate) ms: f64,
+    /// The file as it was before it was read.
+    pub(crate) stamp: Option<Stamp>,
 }
 
 /// Something that waits, and how much memory it takes.
@@ -195,6 +198,7 @@ fn header(path: &Path, frames: &Frames) -> Result<Option<Header>, ErrorInfo> {
 
 /// Reads one picture or video.
 pub(crate) fn decode(path: &Path, frames: &Frames) -> Result<Decoded, ErrorInfo> {
+    let stamp = Stamp::of(path);
     let start = Instant::now();
     let (clip, orientation) = match header(path, frames)? {
         None => (frames.load(path).map_err(|e| of_input(&e, path))?, 1),
@@ -202,7 +206,7 @@ pub(crate) fn decode(path: &Path, frames: &Frames) -> Result<Decoded, ErrorInfo>
             (load(path, frames.limits()).map_err(|e| of_input(&e, path))?, header.orientation)
         }
     };
-    Ok(Decoded { clip, orientation, ms: start.elapsed().as_secs_f64() * 1e3 })
+    Ok(Decoded { clip, orientation, ms: start.elapsed().as_secs_f64() * 1e3, stamp })
 }
 
 #[cfg(test)]

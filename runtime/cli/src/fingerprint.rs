@@ -36,6 +36,30 @@ pub(crate) fn content(bytes: &[u8]) -> String {
     short(&hasher)
 }
 
+/// Largest picture or video that is hashed whole.
+const WHOLE: u64 = 64 << 20;
+
+/// Hash of a picture or video, to tell whether it is the one of a record. Of large files, a sample:
+/// a video that was cut or encoded anew differs everywhere.
+///
+/// # Errors
+/// A file that cannot be read, and anything that is no file.
+pub(crate) fn picture(path: &Path) -> Result<String> {
+    // Looked at first: opening a pipe would wait for its writer.
+    let meta = std::fs::metadata(path)?;
+    if !meta.is_file() {
+        bail!("{} is no regular file", path.display());
+    }
+    if meta.len() > WHOLE {
+        let mut hasher = blake3::Hasher::new();
+        hash_file(path, true, &mut hasher)?;
+        return Ok(short(&hasher).replace("b3:", "b3-sample:"));
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path)?.take(WHOLE))?;
+    Ok(short(&hasher))
+}
+
 fn short(hasher: &blake3::Hasher) -> String {
     format!("b3:{}", &hasher.finalize().to_hex()[..32])
 }
@@ -120,6 +144,10 @@ fn is_settings(name: &str) -> bool {
 }
 
 fn hash_file(path: &Path, is_weights: bool, hasher: &mut blake3::Hasher) -> Result<()> {
+    // A pipe of that name would be waited for.
+    if !std::fs::metadata(path)?.is_file() {
+        bail!("it is no regular file");
+    }
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
     part(hasher, &size.to_le_bytes());

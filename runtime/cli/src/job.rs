@@ -3,6 +3,7 @@
 //! Nothing below this module reads arguments, the terminal or, but for the hub's own variables
 //! ([`crate::hub`]), the environment.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -231,15 +232,31 @@ pub(crate) fn limits(args: &LimitArgs) -> Limits {
     }
 }
 
+/// Largest text that `@FILE` reads.
+const MAX_TEXT: u64 = 1 << 20;
+
 /// `@FILE` is the content of a file, anything else stands for itself.
 ///
 /// # Errors
 /// A file that cannot be read: a usage error.
 pub(crate) fn text(typed: &str) -> Result<String> {
     let Some(file) = typed.strip_prefix('@') else { return Ok(typed.to_owned()) };
-    std::fs::read_to_string(file)
+    read_text(Path::new(file), MAX_TEXT)
         .map(|text| text.trim_end().to_owned())
         .map_err(|e| usage(format!("cannot read the text in {file}: {e}")))
+}
+
+/// The text in a file that somebody named. It may be a pipe (`<(command)`), and ends somewhere.
+///
+/// # Errors
+/// The file system's; more than `most` bytes; bytes that are no text.
+pub(crate) fn read_text(path: &Path, most: u64) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(std::io::Error::other(format!("more than {most} bytes")));
+    }
+    Ok(text)
 }
 
 /// Where captions go.
@@ -274,7 +291,14 @@ impl Target {
                 "--format txt writes one file a picture; standard output takes --format jsonl",
             )),
             None | Some(Format::Jsonl) if is_stdout => Ok(Target::Stdout),
-            None if !is_lines => Ok(Target::Mirror(output.clone())),
+            None if !is_lines => match looks_like_a_file(output) {
+                None => Ok(Target::Mirror(output.clone())),
+                Some(ending) => Err(usage(format!(
+                    "--output {}: captions are not written as .{ending}; name a FILE.jsonl for \
+                     records, or a folder for text files (one of that name with a `/` at its end)",
+                    output.display()
+                ))),
+            },
             Some(Format::Txt) => Ok(Target::Mirror(output.clone())),
             Some(Format::Jsonl) if output.is_dir() => Err(usage(format!(
                 "{} is a folder; --format jsonl writes one file: name it, for instance {}",
@@ -284,6 +308,18 @@ impl Target {
             _ => Ok(Target::File(output.clone())),
         }
     }
+}
+
+/// The ending of a path that looks like a file's and is no folder: a letter stands in it, and
+/// neither a folder of that name nor a `/` at the end says otherwise.
+fn looks_like_a_file(path: &Path) -> Option<&str> {
+    let is_folder = path.is_dir()
+        || path.as_os_str().as_encoded_bytes().ends_with(std::path::MAIN_SEPARATOR_STR.as_bytes());
+    let ending = path.extension()?.to_str()?;
+    let is_ending = ending.len() <= 8
+        && ending.bytes().all(|b| b.is_ascii_alphanumeric())
+        && ending.bytes().any(|b| b.is_ascii_alphabetic());
+    (is_ending && !is_folder).then_some(ending)
 }
 
 /// A caption job, resolved.
@@ -403,5 +439,11 @@ mod tests {
             Some(Target::Mirror("o.jsonl".into()))
         );
         assert_eq!(target(Some("/"), Some(Format::Jsonl)), None);
+        for file in ["x.csv", "a/x.json", "x.txt", "x.parquet"] {
+            assert_eq!(target(Some(file), None), None, "{file}");
+        }
+        for folder in ["x.csv/", "2026.12", "out.with words"] {
+            assert_eq!(target(Some(folder), None), Some(Target::Mirror(folder.into())));
+        }
     }
 }

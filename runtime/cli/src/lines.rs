@@ -1,12 +1,14 @@
 //! An append-only file of JSON lines that survives being killed.
 //!
 //! Invariants
-//! - One line, one `write`; `fsync` every two seconds and at the end.
+//! - One line, one `write`; `fsync` every two seconds and at the end, and then the path must still
+//!   name the file: lines in a file that was removed are lost, and that is an error.
 //! - A torn last line is cut off when the file is opened; a line in the middle that is no JSON
 //!   object is an error, because then the file is not one of ours.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,25 +23,24 @@ const SYNC_EVERY: Duration = Duration::from_secs(2);
 pub(crate) struct LineFile {
     file: File,
     path: PathBuf,
+    /// Bytes so far.
+    end: u64,
     synced: Instant,
     is_dirty: bool,
 }
 
 impl LineFile {
-    /// Opens or makes the file, hands every line to `visit` (with its number, from 1) and cuts
-    /// off a torn last one.
+    /// Opens or makes the file, hands every line to `visit` with the bytes where it stands, and
+    /// cuts off a torn last one.
     ///
     /// # Errors
     /// The file system's, a line that is no JSON object, and what `visit` refuses.
-    pub(crate) fn open(path: &Path, visit: impl FnMut(Object) -> Result<()>) -> Result<Self> {
+    pub(crate) fn open(
+        path: &Path,
+        visit: impl FnMut(Object, Range<u64>) -> Result<()>,
+    ) -> Result<Self> {
         let cannot = || format!("cannot write {}", path.display());
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(path)
-            .with_context(cannot)?;
+        let mut file = crate::own::open(path).with_context(cannot)?;
         let (whole, lacks_newline) = read(&file, path, visit)?;
         let prepare = |file: &mut File| -> io::Result<()> {
             file.set_len(whole)?;
@@ -47,31 +48,46 @@ impl LineFile {
             if lacks_newline { file.write_all(b"\n") } else { Ok(()) }
         };
         prepare(&mut file).with_context(cannot)?;
-        Ok(Self { file, path: path.to_path_buf(), synced: Instant::now(), is_dirty: false })
+        let (path, end) = (path.to_path_buf(), whole + u64::from(lacks_newline));
+        Ok(Self { file, path, end, synced: Instant::now(), is_dirty: false })
     }
 
     /// Hands every whole line of a file to `visit` and changes nothing; no file, no line.
     ///
     /// # Errors
     /// As [`LineFile::open`].
-    pub(crate) fn look(path: &Path, visit: impl FnMut(Object) -> Result<()>) -> Result<()> {
-        match File::open(path) {
-            Ok(file) => read(&file, path, visit).map(|_| ()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
-        }
+    pub(crate) fn look(
+        path: &Path,
+        visit: impl FnMut(Object, Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        let file =
+            crate::own::look(path).with_context(|| format!("cannot read {}", path.display()))?;
+        file.map_or(Ok(()), |file| read(&file, path, visit).map(|_| ()))
     }
 
-    /// Appends one line.
+    /// Appends one line; returns the bytes where it stands.
     ///
     /// # Errors
     /// The file system's, with the path.
-    pub(crate) fn append(&mut self, line: &impl serde::Serialize) -> Result<()> {
+    pub(crate) fn append(&mut self, line: &impl serde::Serialize) -> Result<Range<u64>> {
         let mut bytes = serde_json::to_vec(line).context("a record cannot be written as JSON")?;
         bytes.push(b'\n');
         self.file.write_all(&bytes).with_context(|| self.refused())?;
         self.is_dirty = true;
-        Ok(())
+        let start = self.end;
+        self.end += bytes.len() as u64;
+        Ok(start..self.end)
+    }
+
+    /// Everything that stands in the file.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn bytes(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.file.rewind()?;
+        self.file.read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// Makes everything durable if the last time is two seconds ago.
@@ -85,11 +101,18 @@ impl LineFile {
     /// Makes everything durable.
     ///
     /// # Errors
-    /// The file system's.
+    /// The file system's; a file that is not at its path any more.
     pub(crate) fn sync(&mut self) -> Result<()> {
         if self.is_dirty {
             self.file.sync_data().with_context(|| self.refused())?;
             self.is_dirty = false;
+        }
+        if !crate::own::is_in_place(&self.file, &self.path).with_context(|| self.refused())? {
+            bail!(
+                "{} was removed or replaced while it was written to: what this run wrote there is \
+                 lost; run the same command again",
+                self.path.display()
+            );
         }
         self.synced = Instant::now();
         Ok(())
@@ -104,7 +127,7 @@ impl LineFile {
 fn read(
     file: &File,
     path: &Path,
-    mut visit: impl FnMut(Object) -> Result<()>,
+    mut visit: impl FnMut(Object, Range<u64>) -> Result<()>,
 ) -> Result<(u64, bool)> {
     let at = |number: usize| format!("{}, line {number}", path.display());
     let mut reader = BufReader::new(file);
@@ -122,7 +145,7 @@ fn read(
         number += 1;
         match serde_json::from_slice(&line) {
             Ok(serde_json::Value::Object(object)) => {
-                visit(object).with_context(|| at(number))?;
+                visit(object, whole..whole + read as u64).with_context(|| at(number))?;
                 lacks_newline = !line.ends_with(b"\n");
             }
             // A crash of the machine may leave the last line torn or full of zeros. Anything
@@ -148,12 +171,12 @@ mod tests {
         let path = folder.path().join("j.jsonl");
         File::create(&path).unwrap().write_all(text).unwrap();
         let mut lines = 0;
-        let opened = LineFile::open(&path, |_| {
+        let opened = LineFile::open(&path, |_, _| {
             lines += 1;
             Ok(())
         });
         let opened = opened.and_then(|mut file| file.append(&serde_json::json!({"z": 1})));
-        (opened.map(|()| lines), std::fs::read(&path).unwrap())
+        (opened.map(|_| lines), std::fs::read(&path).unwrap())
     }
 
     #[test]
@@ -174,6 +197,36 @@ mod tests {
         let (lines, after) = content(b"{\"a\":1}\n{\"b\":2}");
         assert_eq!(lines.unwrap(), 2);
         assert_eq!(after, b"{\"a\":1}\n{\"b\":2}\n{\"z\":1}\n");
+    }
+
+    #[test]
+    fn lines_are_found_again_where_they_were_said_to_stand() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("j.jsonl");
+        crate::write::replace_one(&path, b"{\"a\":1}\n\n{\"b\":2}").unwrap();
+        let mut places = Vec::new();
+        let mut file = LineFile::open(&path, |_, place| {
+            places.push(place);
+            Ok(())
+        })
+        .unwrap();
+        places.push(file.append(&serde_json::json!({"z": 1})).unwrap());
+        let bytes = file.bytes().unwrap();
+        let found = places.iter().map(|p| bytes[p.start as usize..p.end as usize].trim_ascii());
+        assert!(found.eq([&b"{\"a\":1}"[..], b"{\"b\":2}", b"{\"z\":1}"]), "{places:?}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_was_removed_is_noticed_when_it_is_made_durable() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("j.jsonl");
+        let mut file = LineFile::open(&path, |_, _| Ok(())).unwrap();
+        file.sync().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.append(&serde_json::json!({"a": 1})).unwrap();
+        let error = file.sync().unwrap_err().to_string();
+        assert!(error.contains("j.jsonl was removed"), "{error}");
     }
 
     #[test]

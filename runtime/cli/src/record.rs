@@ -4,6 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use secateur_core::decode::FinishReason;
 
+use crate::identity::FileInfo;
+
 /// Name and version of the schema.
 pub(crate) const SCHEMA: &str = "secateur.caption/1";
 
@@ -74,24 +76,6 @@ impl ErrorInfo {
     /// An error of a kind.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retryable: kind.is_retryable() }
-    }
-}
-
-/// The file as it was when it failed: if it changes, it is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Stamp {
-    /// Bytes.
-    pub(crate) size: u64,
-    /// Modification time, nanoseconds since 1970.
-    pub(crate) mtime_ns: u64,
-}
-
-impl Stamp {
-    /// The stamp of a file; `None` if it cannot be looked at.
-    pub(crate) fn of(path: &std::path::Path) -> Option<Self> {
-        let meta = std::fs::metadata(path).ok()?;
-        let since = meta.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-        Some(Self { size: meta.len(), mtime_ns: u64::try_from(since.as_nanos()).ok()? })
     }
 }
 
@@ -217,9 +201,11 @@ pub(crate) struct Record {
     /// If it is `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<ErrorInfo>,
-    /// The file that failed.
+    /// Where the picture lies, and its content, as it was when it was read.
+    pub(crate) file: FileInfo,
+    /// The text file, below the folder of the journal (journals only).
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) file: Option<Stamp>,
+    pub(crate) text: Option<String>,
     /// Hash of the text file that this line announces (journals only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<String>,
@@ -227,21 +213,21 @@ pub(crate) struct Record {
 
 impl Record {
     /// A caption.
-    pub(crate) fn ok(index: usize, path: (String, bool), caption: Caption) -> Self {
-        Self { status: "ok", caption: Some(caption), ..Self::empty(index, path) }
+    pub(crate) fn ok(index: usize, path: (String, bool), file: FileInfo, caption: Caption) -> Self {
+        Self { status: "ok", caption: Some(caption), ..Self::empty(index, path, file) }
     }
 
     /// A failure.
     pub(crate) fn error(
         index: usize,
         path: (String, bool),
+        file: FileInfo,
         error: ErrorInfo,
-        file: Option<Stamp>,
     ) -> Self {
-        Self { status: "error", error: Some(error), file, ..Self::empty(index, path) }
+        Self { status: "error", error: Some(error), ..Self::empty(index, path, file) }
     }
 
-    fn empty(index: usize, (path, is_encoded): (String, bool)) -> Self {
+    fn empty(index: usize, (path, is_encoded): (String, bool), file: FileInfo) -> Self {
         Self {
             schema: SCHEMA,
             index,
@@ -251,7 +237,8 @@ impl Record {
             status: "",
             caption: None,
             error: None,
-            file: None,
+            file,
+            text: None,
             content: None,
         }
     }
@@ -283,6 +270,8 @@ impl Record {
 pub(crate) struct ReadBack {
     /// Path below the root.
     pub(crate) path: String,
+    /// Whether bytes of paths are percent-encoded.
+    pub(crate) path_encoding: Option<String>,
     /// `ok` or `error`.
     pub(crate) status: String,
     /// The text.
@@ -294,8 +283,10 @@ pub(crate) struct ReadBack {
     pub(crate) joined: Vec<String>,
     /// If it is `error`.
     pub(crate) error: Option<ErrorInfo>,
-    /// The file that failed.
-    pub(crate) file: Option<Stamp>,
+    /// The picture.
+    pub(crate) file: Option<FileInfo>,
+    /// The text file that the line is about.
+    pub(crate) text: Option<String>,
     /// Hash of the text file that the line announces.
     pub(crate) content: Option<String>,
 }

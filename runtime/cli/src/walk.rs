@@ -8,16 +8,18 @@
 //! - With `--frames` the items of a folder are the folders that hold pictures directly.
 //! - Nothing is opened: what is no picture shows when it is decoded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::args::{CaptionArgs, Order};
 use crate::outcome::usage;
+use crate::skipped::Skipped;
+use crate::state::FOLDER;
 
 /// Endings of the files that are taken from folders.
 pub(crate) const PICTURE_TYPES: &[&str] =
@@ -36,18 +38,19 @@ fn is_video(path: &Path) -> bool {
     cfg!(feature = "video") && !is_program && secateur::video::is_video(path)
 }
 
-/// Name of the folder that holds journal and lock.
-pub(crate) const STATE_FOLDER: &str = ".secateur";
-
 /// One picture to caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Item {
+    /// Place in [`Selection::items`].
+    pub(crate) index: usize,
     /// Where it is.
     pub(crate) path: PathBuf,
     /// Index into [`Selection::roots`].
     pub(crate) root: usize,
     /// Path below the root.
     pub(crate) relative: PathBuf,
+    /// The real path of the folder it is in, and its name: the same whatever was typed.
+    pub(crate) place: PathBuf,
 }
 
 /// What was selected.
@@ -55,10 +58,14 @@ pub(crate) struct Item {
 pub(crate) struct Selection {
     /// Folders that items are relative to.
     pub(crate) roots: Vec<PathBuf>,
+    /// The real paths of the roots.
+    pub(crate) root_places: Vec<PathBuf>,
     /// The pictures.
     pub(crate) items: Vec<Item>,
     /// Folders and patterns in which nothing was found, and folders that cannot be read.
     pub(crate) warnings: Vec<String>,
+    /// Files of folders that look like pictures or videos and are not read, by ending.
+    pub(crate) skipped: Skipped,
     /// Whether every item lies under one folder or pattern that was given.
     pub(crate) is_one_tree: bool,
 }
@@ -159,6 +166,7 @@ pub(crate) fn select(paths: &[OsString], rules: &Rules) -> Result<Selection> {
         rules,
         selection: Selection::default(),
         seen: BTreeSet::new(),
+        real: BTreeMap::new(),
         missing: Vec::new(),
         trees: 0,
         files: 0,
@@ -181,6 +189,8 @@ struct Walk<'a> {
     rules: &'a Rules,
     selection: Selection,
     seen: BTreeSet<PathBuf>,
+    /// Real paths of folders.
+    real: BTreeMap<PathBuf, PathBuf>,
     missing: Vec<String>,
     trees: usize,
     files: usize,
@@ -250,15 +260,36 @@ impl Walk<'_> {
         if let Some(known) = self.selection.roots.iter().position(|r| r == root) {
             return known;
         }
+        let place = self.real(root);
         self.selection.roots.push(root.to_path_buf());
+        self.selection.root_places.push(place);
         self.selection.roots.len() - 1
     }
 
+    /// The real path of a folder.
+    fn real(&mut self, folder: &Path) -> PathBuf {
+        if let Some(known) = self.real.get(folder) {
+            return known.clone();
+        }
+        let real = place_of(folder);
+        self.real.insert(folder.to_path_buf(), real.clone());
+        real
+    }
+
     fn take(&mut self, root: &Path, relative: PathBuf) {
+        if self.is_full() {
+            return;
+        }
         let path = root.join(&relative);
-        if !self.is_full() && self.seen.insert(plain(&path)) {
-            let root = self.root(root);
-            self.selection.items.push(Item { path, root, relative });
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        let place = match path.file_name() {
+            Some(name) => self.real(&folder).join(name),
+            // `..`, or the root of everything.
+            None => place_of(&path),
+        };
+        if self.seen.insert(place.clone()) {
+            let (root, index) = (self.root(root), self.selection.items.len());
+            self.selection.items.push(Item { index, path, root, relative, place });
         }
     }
 
@@ -275,7 +306,7 @@ impl Walk<'_> {
             let name = entry.file_name();
             let is_hidden = name.as_encoded_bytes().starts_with(b".");
             let relative = entry.path().strip_prefix(root).unwrap_or(entry.path());
-            name != OsStr::new(STATE_FOLDER)
+            name != OsStr::new(FOLDER)
                 && (rules.hidden || !is_hidden)
                 && !is_match(&rules.exclude, relative)
         };
@@ -308,15 +339,21 @@ impl Walk<'_> {
             {
                 let relative = relative.to_path_buf();
                 self.take(root, relative);
+            } else if is_file && pattern.is_none() && rules.include.is_none() {
+                self.selection.skipped.add(relative);
             }
         }
         Ok(())
     }
 }
 
-/// `a/./b` and `a/b` are one file.
-fn plain(path: &Path) -> PathBuf {
-    path.components().filter(|c| *c != Component::CurDir).collect()
+/// The real path of a folder; of one that is not there, the path made absolute.
+pub(crate) fn place_of(folder: &Path) -> PathBuf {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    folder
+        .canonicalize()
+        .or_else(|_| std::path::absolute(folder))
+        .unwrap_or_else(|_| folder.to_path_buf())
 }
 
 /// The folder before the first part with a pattern, and the rest.
@@ -332,22 +369,47 @@ fn split_pattern(pattern: &str) -> (PathBuf, String) {
 /// A path as records hold it: `/`-separated, bytes that are no UTF-8 percent-encoded. The flag
 /// says whether they were; then `%` is encoded too.
 pub(crate) fn record_path(path: &Path) -> (String, bool) {
-    let bytes = path.as_os_str().as_encoded_bytes();
-    let (text, is_encoded) = match std::str::from_utf8(bytes) {
-        Ok(text) => (text.to_owned(), false),
-        Err(_) => {
-            let mut text = String::new();
-            for chunk in bytes.utf8_chunks() {
-                text.push_str(&chunk.valid().replace('%', "%25"));
-                for byte in chunk.invalid() {
-                    text.push_str(&format!("%{byte:02X}"));
-                }
-            }
-            (text, true)
+    let is_encoded = path.to_str().is_none();
+    (encoded(path, is_encoded), is_encoded)
+}
+
+/// A path as text, percent-encoded or (if it is one) as it is.
+pub(crate) fn encoded(path: &Path, is_encoded: bool) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        if is_encoded {
+            text.push_str(&chunk.valid().replace('%', "%25"));
+        } else {
+            text.push_str(chunk.valid());
         }
-    };
-    let text = if cfg!(windows) { text.replace('\\', "/") } else { text };
-    (text, is_encoded)
+        for byte in chunk.invalid() {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    if cfg!(windows) { text.replace('\\', "/") } else { text }
+}
+
+/// The path that [`encoded`] made a text of.
+pub(crate) fn decoded(text: &str, is_encoded: bool) -> PathBuf {
+    if !is_encoded {
+        return PathBuf::from(text);
+    }
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let code = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) if first == b'%' => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    PathBuf::from(os_string(&bytes))
 }
 
 #[cfg(test)]
@@ -424,6 +486,24 @@ mod tests {
         let folder = tree(TREE);
         assert_eq!(found(&folder, &["notes.txt", "./notes.txt", ".hidden.png"], &[]).len(), 2);
         assert_eq!(found(&folder, &["b.png", ""], &[]), ["b.png", "a.JPG"]);
+        assert_eq!(found(&folder, &["sub", "sub/../sub", "sub/deep/../c.webp"], &[]), ["c.webp"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_picture_that_two_links_lead_to_by_their_folders_is_taken_once() {
+        let folder = tree(&["real/a.png"]);
+        std::os::unix::fs::symlink("real", folder.path().join("link")).unwrap();
+        assert_eq!(found(&folder, &["real", "link"], &[]), ["a.png"]);
+    }
+
+    #[test]
+    fn media_that_are_not_read_are_counted() {
+        let folder = tree(&["a.png", "b.heic", "c.HEIC", "d.cr2", "notes.txt", ".h.heic"]);
+        let inputs = [folder.path().as_os_str().to_owned()];
+        let skipped = |flags: &[&str]| select(&inputs, &rules(flags)).unwrap().skipped.to_string();
+        assert_eq!(skipped(&[]), "skipped 3: .heic 2, .cr2 1");
+        assert_eq!(skipped(&["--include", "*.png"]), "");
     }
 
     #[test]
@@ -455,6 +535,9 @@ mod tests {
         let path = PathBuf::from(os_string(b"100%/\xff\xfea.png"));
         assert_eq!(record_path(&path), ("100%25/%FF%FEa.png".to_owned(), true));
         assert_eq!(record_path(Path::new("100%.png")), ("100%.png".to_owned(), false));
+        assert_eq!(decoded("100%25/%FF%FEa.png", true), path);
+        assert_eq!(decoded("100%.png", false), Path::new("100%.png"));
+        assert_eq!(decoded("%4", true), Path::new("%4"));
     }
 
     #[cfg(unix)]

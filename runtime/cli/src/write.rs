@@ -4,6 +4,8 @@
 //! - A reader of the path sees the old content or the new, never a part.
 //! - The temporary name depends on the path alone, so that a run that was killed leaves at most
 //!   one such file per output, and the next run takes it over.
+//! - A link under either name is not followed: at the path it is replaced itself, at the temporary
+//!   name it is an error ([`crate::own`]).
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -39,14 +41,16 @@ fn folder_of(path: &Path) -> &Path {
 pub(crate) fn replace(path: &Path, content: &[u8], folders: &mut FolderSync) -> io::Result<()> {
     let temporary = temporary_of(path)?;
     let written = (|| {
-        let mut file = File::create(&temporary)?;
+        let mut file = crate::own::create(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)
     })();
     if let Err(error) = written {
-        // What matters is the first error; a file that was never made cannot be removed.
-        let _ = fs::remove_file(&temporary);
+        // What matters is the first error. What is no file of ours stays.
+        if fs::symlink_metadata(&temporary).is_ok_and(|meta| meta.is_file()) {
+            let _ = fs::remove_file(&temporary);
+        }
         return Err(error);
     }
     folders.0.insert(folder_of(path).to_path_buf());
@@ -110,5 +114,23 @@ mod tests {
         replace_one(&path, b"whole").unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         assert_eq!(fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_replaced_and_one_in_the_way_is_an_error() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        replace_one(&path("theirs"), b"theirs").unwrap();
+        symlink("theirs", path("a.txt")).unwrap();
+        replace_one(&path("a.txt"), b"ours").unwrap();
+        assert_eq!(fs::read(path("a.txt")).unwrap(), b"ours");
+        let temporary = temporary_of(&path("b.txt")).unwrap();
+        symlink("theirs", &temporary).unwrap();
+        let error = replace_one(&path("b.txt"), b"ours").unwrap_err().to_string();
+        assert!(error.contains(".b.txt.secateur-tmp is a symbolic link"), "{error}");
+        assert!(fs::symlink_metadata(&temporary).is_ok() && !path("b.txt").exists());
+        assert_eq!(fs::read(path("theirs")).unwrap(), b"theirs");
     }
 }

@@ -80,10 +80,10 @@ fn a_preset_is_printed_as_a_chain_file_that_runs() {
     let folder = pictures(0);
     let list = ok(folder.path(), &["presets"]);
     assert!(list.contains("fastv-llava1.5-k2-r50") && list.contains("FastV with K = 2"), "{list}");
-    let text = ok(folder.path(), &["presets", "preset:vtc-cls-llava1.5-64"]);
+    let text = ok(folder.path(), &["presets", "preset:fastv-llava1.5-k2-r50"]);
     support::put(&folder.path().join("chain.toml"), text.as_bytes());
     let explained = ok(folder.path(), &["explain", "--prune", "chain.toml"]);
-    let named = ok(folder.path(), &["explain", "--prune", "preset:vtc-cls-llava1.5-64"]);
+    let named = ok(folder.path(), &["explain", "--prune", "preset:fastv-llava1.5-k2-r50"]);
     assert_eq!(explained, named);
     let json = value(&ok(folder.path(), &["presets", "--json"]));
     assert!(json["presets"].as_array().unwrap().len() > 20);

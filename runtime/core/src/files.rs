@@ -116,11 +116,11 @@ impl ModelFiles {
             }
             Err(e) => return Err(io(e)),
         };
+        // A pipe would be waited for.
         if !meta.is_file() {
-            // A pipe would be waited for.
             return Err(ConfigError::Format {
                 file: self.label(file),
-                reason: "not a regular file".into(),
+                reason: "expected a regular file; this is a folder, pipe or device".into(),
             });
         }
         if meta.len() > MAX_BYTES {

@@ -52,6 +52,9 @@ pub(crate) struct CaptionArgs {
     /// What to do where there is a caption already
     #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     pub(crate) on_existing: OnExisting,
+    /// Make every caption anew, also those that are done
+    #[arg(long, help_heading = "Output")]
+    pub(crate) force: bool,
     /// Text between the parts under append and prepend
     #[arg(long, value_name = "TEXT", default_value = " ", help_heading = "Output")]
     pub(crate) separator: String,

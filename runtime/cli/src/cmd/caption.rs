@@ -15,6 +15,7 @@ use crate::args::CaptionArgs;
 use crate::args::values::Auto;
 use crate::failure::of_run;
 use crate::feed::{Decoded, Feed, Ready};
+use crate::identity::{FileInfo, Stamp};
 use crate::job::{self, CaptionJob, Target};
 use crate::journal::Access;
 use crate::outcome::Outcome;
@@ -22,7 +23,7 @@ use crate::output::{
     Console, Finished, Lines, Naming, Progress, Rules, Sidecars, Sink, Stdout, Summary, Verdict,
     clean_line,
 };
-use crate::record::{Caption, ErrorInfo, ImageInfo, Kept, Milliseconds, Record, Stamp, Tokens};
+use crate::record::{Caption, ErrorInfo, ErrorKind, ImageInfo, Kept, Milliseconds, Record, Tokens};
 use crate::signals::Signals;
 use crate::video::{Frames, advice};
 use crate::walk::{self, Item, Selection};
@@ -36,6 +37,10 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
     let selection = select(args)?;
     for warning in &selection.warnings {
         console.warn(warning);
+    }
+    let skipped = selection.skipped.to_string();
+    if !skipped.is_empty() {
+        console.warn(&skipped);
     }
     if selection.items.is_empty() {
         if args.error_on_empty {
@@ -64,6 +69,7 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
 
     let rules = Rules {
         on_existing: args.on_existing,
+        force: args.force,
         fingerprint_mode: args.fingerprint,
         retry_failed: args.retry_failed,
         fingerprint: fingerprint.clone(),
@@ -119,31 +125,34 @@ fn sink<'a>(
     Ok(match &job.target {
         Target::Beside => Box::new(sidecars(None, rules)?),
         Target::Mirror(folder) => Box::new(sidecars(Some(folder), rules)?),
-        Target::File(path) => Box::new(Lines::open(path, access, rules, naming, args.messages)?),
+        Target::File(path) => {
+            Box::new(Lines::open(path, access, rules, naming, args.messages, console)?)
+        }
         Target::Stdout => Box::new(Stdout::new(console, naming, args.messages)),
     })
 }
 
 /// What is to be done, and what earlier runs did.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Plan {
     /// Indices into the selection.
     todo: Vec<usize>,
     done: usize,
     done_otherwise: usize,
+    changed: usize,
     failed_before: Vec<(usize, ErrorInfo)>,
 }
 
 impl Plan {
     fn new(selection: &Selection, sink: &dyn Sink) -> Result<Self> {
-        let mut plan =
-            Self { todo: Vec::new(), done: 0, done_otherwise: 0, failed_before: Vec::new() };
+        let mut plan = Self::default();
         let mut refused = Vec::new();
         for (index, item) in selection.items.iter().enumerate() {
             match sink.verdict(item)? {
                 Verdict::Todo => plan.todo.push(index),
                 Verdict::Done => plan.done += 1,
                 Verdict::DoneOtherwise => plan.done_otherwise += 1,
+                Verdict::Changed => plan.changed += 1,
                 Verdict::FailedBefore(error) => plan.failed_before.push((index, error)),
                 Verdict::Refused => refused.push(clean_line(&item.path.display().to_string())),
             }
@@ -166,11 +175,12 @@ impl Plan {
             console.result(&format!("{}\n", sink.record_path(&selection.items[index]).0))?;
         }
         console.note(&format!(
-            "{} to caption, {} done, {} done with other settings, {} failed before (dry run: \
-             nothing was written)",
+            "{} to caption, {} done, {} done with other settings, {} changed since, {} failed \
+             before (dry run: nothing was written)",
             self.todo.len(),
             self.done,
             self.done_otherwise,
+            self.changed,
             self.failed_before.len()
         ));
         Ok(Outcome::Done)
@@ -181,6 +191,8 @@ impl Plan {
 struct Prepared {
     request: Request,
     info: ImageInfo,
+    /// The file as it was before it was read.
+    stamp: Option<Stamp>,
 }
 
 impl Ready for Prepared {
@@ -209,6 +221,7 @@ impl Worker<'_> {
     ) -> Result<Outcome> {
         let mut summary = Summary::start();
         summary.add_done_before(plan.done + plan.done_otherwise, plan.done_otherwise);
+        summary.add_changed(plan.changed);
         for (_, error) in &plan.failed_before {
             summary.add_failure(error);
         }
@@ -239,9 +252,15 @@ impl Worker<'_> {
         tidied?;
         summary.show(console);
         Ok(match stopped {
-            Some(outcome) => {
-                if outcome != Outcome::Stopped {
-                    console.note("interrupted; run the same command again to go on");
+            Some((outcome, left)) => {
+                match (outcome, self.args.max_failures.filter(|_| !self.args.fail_fast)) {
+                    (Outcome::Stopped, Some(most)) => {
+                        console.note(&format!("stopped by --max-failures {most}; {left} not tried"))
+                    }
+                    (Outcome::Stopped, None) => {
+                        console.note(&format!("stopped by --fail-fast; {left} not tried"));
+                    }
+                    _ => console.note("interrupted; run the same command again to go on"),
                 }
                 outcome
             }
@@ -250,7 +269,8 @@ impl Worker<'_> {
         })
     }
 
-    /// Runs batch after batch; gives the reason if it stopped before the end.
+    /// Runs batch after batch; gives the reason if it stopped before the end, and how many pictures
+    /// were not tried.
     fn batches(
         &self,
         selection: &Selection,
@@ -259,12 +279,12 @@ impl Worker<'_> {
         sink: &mut dyn Sink,
         summary: &mut Summary,
         progress: &mut Progress<'_>,
-    ) -> Result<Option<Outcome>> {
+    ) -> Result<Option<(Outcome, usize)>> {
         let mut at = 0;
         let mut failed_now = 0;
         while at < todo.len() {
             if let Some(outcome) = self.signals.stop() {
-                return Ok(Some(outcome));
+                return Ok(Some((outcome, todo.len() - at)));
             }
             let decoded = feed.take(self.batch_size);
             let indices = &todo[at..at + decoded.len()];
@@ -281,7 +301,7 @@ impl Worker<'_> {
             let is_over = self.args.fail_fast && failed_now > 0
                 || self.args.max_failures.is_some_and(|most| most.is_exceeded(failed_now, at));
             if is_over {
-                return Ok(Some(Outcome::Stopped));
+                return Ok(Some((Outcome::Stopped, todo.len() - at)));
             }
         }
         Ok(None)
@@ -299,8 +319,14 @@ impl Worker<'_> {
         let deadline = Instant::now() + self.job.item_timeout * pictures.max(1);
         let mut requests = Vec::new();
         let mut slots = Vec::new();
-        for decoded in decoded {
-            slots.push(decoded.map(|Prepared { request, info }| {
+        let mut stamps = Vec::new();
+        for (&index, decoded) in indices.iter().zip(decoded) {
+            // As it was when it was read; of one that could not be, as it is.
+            stamps.push(match &decoded {
+                Ok(picture) => picture.stamp.clone(),
+                Err(_) => Stamp::of(&selection.items[index].path),
+            });
+            slots.push(decoded.map(|Prepared { request, info, .. }| {
                 requests.push(request.deadline(deadline));
                 info
             }));
@@ -312,26 +338,35 @@ impl Worker<'_> {
         indices
             .iter()
             .zip(slots)
-            .map(|(&index, slot)| {
+            .zip(stamps)
+            .map(|((&index, slot), stamp)| {
                 let item = selection.items[index].clone();
                 let path = sink.record_path(&item);
+                let file = FileInfo::new(&item, &selection.root_places[item.root], &path, stamp);
                 let outcome = slot.and_then(|info| match answers.next() {
                     Some(Ok(answer)) => Ok(self.caption(answer, info)),
                     Some(Err(error)) => {
                         let mut failed = of_run(&error, &item.path);
+                        if failed.kind == ErrorKind::Timeout {
+                            failed.message = format!(
+                                "{}: no caption within --item-timeout {:?}",
+                                item.path.display(),
+                                self.job.item_timeout
+                            );
+                        }
                         if let Some(advice) = advice(&error, info.frames) {
                             failed.message = format!("{}; {advice}", failed.message);
                         }
                         Err(failed)
                     }
                     None => Err(ErrorInfo::new(
-                        crate::record::ErrorKind::Internal,
+                        ErrorKind::Internal,
                         "the batch gave no result for this picture",
                     )),
                 });
                 let record = match outcome {
-                    Ok(caption) => Record::ok(index, path, caption),
-                    Err(error) => Record::error(index, path, error, Stamp::of(&item.path)),
+                    Ok(caption) => Record::ok(index, path, file, caption),
+                    Err(error) => Record::error(index, path, file, error),
                 };
                 Finished { item, record }
             })
@@ -346,9 +381,10 @@ impl Worker<'_> {
             frames: picture.clip.frames().len(),
             exif_orientation: picture.orientation,
         };
+        let stamp = picture.stamp.clone();
         let request = self.request(item, picture)?;
         let request = self.vlm.prepared(request).map_err(|e| of_run(&e, &item.path))?;
-        Ok(Prepared { request, info })
+        Ok(Prepared { request, info, stamp })
     }
 
     fn request(&self, item: &Item, picture: Decoded) -> Result<Request, ErrorInfo> {

@@ -99,7 +99,7 @@ impl Log {
         let expected = Head { schema: SCHEMA.into(), model: model.into(), settings };
         let mut records = BTreeMap::new();
         let mut is_new = true;
-        let file = LineFile::open(path, |line| {
+        let file = LineFile::open(path, |line, _| {
             let line = serde_json::Value::Object(line);
             if std::mem::take(&mut is_new) {
                 let found: Head = serde_json::from_value(line)?;

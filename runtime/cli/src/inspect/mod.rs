@@ -107,7 +107,7 @@ pub(crate) struct Stage {
 pub(crate) struct View {
     /// Index of the picture.
     pub(crate) picture: usize,
-    /// Index of the frame in its video.
+    /// Frame of it, where it is a video.
     pub(crate) frame: usize,
     /// For people: `picture 1`, `picture 1, tiles`.
     pub(crate) label: String,
@@ -172,7 +172,11 @@ fn percent(part: usize, whole: usize) -> String {
 impl Stage {
     /// What it did, for a heading.
     pub(crate) fn line(&self) -> String {
-        format!("{} at {}: {} -> {}", self.name, self.site, self.before, self.kept)
+        let off = match self.without_cell {
+            0 => String::new(),
+            n => format!(" ({n} off grid)"),
+        };
+        format!("{} at {}: {} -> {}{off}", self.name, self.site, self.before, self.kept)
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use super::Console;
 use super::sink::{Finished, Rules, Sink, Verdict};
-use crate::journal::{self, Access, Journal, Known};
+use crate::journal::{Access, Journal, Keyed, Known};
 use crate::lock::Lock;
 use crate::walk::{Item, record_path};
 
@@ -27,7 +27,8 @@ impl Naming {
 #[derive(Debug)]
 pub(crate) struct Lines {
     path: PathBuf,
-    journal: Journal,
+    /// `None` once it is finished.
+    journal: Option<Journal>,
     rules: Rules,
     naming: Naming,
     as_messages: bool,
@@ -38,70 +39,84 @@ impl Lines {
     /// Opens the file, cutting off a torn last line.
     ///
     /// # Errors
-    /// A second writer, a file that is not ours, the file system's.
+    /// A second writer, a file that is not ours, a link, the file system's.
     pub(crate) fn open(
         path: &Path,
         access: Access,
         rules: Rules,
         naming: Naming,
         as_messages: bool,
+        console: &Console,
     ) -> Result<Self> {
-        if access == Access::Look {
-            let journal = Journal::open(path, access, |_, _| false)?;
-            let path = path.to_path_buf();
-            return Ok(Self { path, journal, rules, naming, as_messages, _lock: None });
+        let mut lock = None;
+        if access == Access::Write {
+            if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+                std::fs::create_dir_all(parent)
+                    .with_context(|| format!("cannot make the folder {}", parent.display()))?;
+            }
+            // Before the lock is made: what is no file has no lock beside it.
+            crate::own::look(path).with_context(|| format!("cannot write {}", path.display()))?;
+            let mut name = std::ffi::OsString::from(".");
+            name.push(path.file_name().unwrap_or_default());
+            name.push(".lock");
+            lock = Some(Lock::take(&path.with_file_name(name), path)?);
         }
-        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            std::fs::create_dir_all(parent)
-                .with_context(|| format!("cannot make the folder {}", parent.display()))?;
+        let journal = Journal::open(path, access, Keyed::Place, |_, _| false)?;
+        match journal.without_place() {
+            0 => {}
+            count => console.note(&format!(
+                "{count} records of {} were made by an earlier version and do not say in which \
+                 folder their pictures lie: they count for pictures of the same path",
+                path.display()
+            )),
         }
-        let mut name = std::ffi::OsString::from(".");
-        name.push(path.file_name().unwrap_or_default());
-        name.push(".lock");
-        let lock = Some(Lock::take(&path.with_file_name(name), path)?);
-        let journal = Journal::open(path, access, |_, _| false)?;
-        let path = path.to_path_buf();
+        let (path, journal) = (path.to_path_buf(), Some(journal));
         Ok(Self { path, journal, rules, naming, as_messages, _lock: lock })
+    }
+
+    fn find(&self, item: &Item) -> Option<(&Path, &crate::journal::Entry)> {
+        self.journal.as_ref()?.find(&item.place, &self.naming.path(item).0)
     }
 }
 
 impl Sink for Lines {
+    /// A picture that the file knows keeps its path, whatever root it is reached by.
     fn record_path(&self, item: &Item) -> (String, bool) {
-        self.naming.path(item)
+        self.find(item).map_or_else(|| self.naming.path(item), |(_, entry)| entry.path.clone())
     }
 
     fn verdict(&self, item: &Item) -> Result<Verdict> {
-        let known = self.journal.known(&self.record_path(item).0);
-        let exists = matches!(known, Some(Known::Ok { .. }));
-        Ok(self.rules.verdict(item, known, exists))
+        let entry = self.find(item).map(|(_, entry)| entry);
+        let exists = matches!(entry.map(|entry| &entry.known), Some(Known::Ok { .. }));
+        Ok(self.rules.verdict(item, entry, exists))
     }
 
     fn write(&mut self, batch: Vec<Finished>) -> Result<()> {
-        for mut finished in batch {
-            let old = match self.journal.known(&finished.record.path) {
-                Some(Known::Ok { fingerprints, caption })
-                    if self.rules.on_existing.is_joining() =>
+        for Finished { item, mut record } in batch {
+            let mut old_key = None;
+            if let Some((key, entry)) = self.find(&item) {
+                old_key = Some(key.to_path_buf());
+                if let (Some(caption), Known::Ok { fingerprints, caption: text }) =
+                    (&mut record.caption, &entry.known)
+                    && self.rules.on_existing.is_joining()
                 {
-                    Some((fingerprints.clone(), caption.clone()))
+                    caption.caption = self.rules.join(text, &caption.caption);
+                    caption.joined = fingerprints.clone();
                 }
-                _ => None,
-            };
-            if let (Some(caption), Some((fingerprints, text))) = (&mut finished.record.caption, old)
-            {
-                caption.caption = self.rules.join(&text, &caption.caption);
-                caption.joined = fingerprints;
             }
-            self.journal.append(&finished.record, self.as_messages)?;
+            let Some(journal) = &mut self.journal else { continue };
+            if let Some(old) = old_key.filter(|old| *old != item.place) {
+                journal.forget(&old);
+            }
+            journal.append(&item.place, &record, self.as_messages)?;
         }
-        self.journal.sync_if_due()
+        self.journal.as_mut().map_or(Ok(()), Journal::sync_if_due)
     }
 
     fn finish(&mut self) -> Result<()> {
-        self.journal.sync()?;
-        if self.journal.superseded() > 0 {
-            journal::compact(&self.path)?;
-        }
-        Ok(())
+        let Some(mut journal) = self.journal.take() else { return Ok(()) };
+        journal.sync()?;
+        if journal.superseded() > 0 { journal.compact(&self.path) } else { Ok(()) }
     }
 }
 

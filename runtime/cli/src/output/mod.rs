@@ -8,6 +8,7 @@
 
 mod clean;
 mod jsonl;
+mod layout;
 mod progress;
 mod sink;
 mod summary;

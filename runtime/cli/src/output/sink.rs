@@ -3,8 +3,8 @@
 use anyhow::Result;
 
 use crate::args::{Fingerprint, OnExisting};
-use crate::journal::Known;
-use crate::record::{ErrorInfo, Record, Stamp};
+use crate::journal::{Entry, Known};
+use crate::record::{ErrorInfo, Record};
 use crate::walk::Item;
 
 /// What is to be done about a picture.
@@ -16,6 +16,8 @@ pub(crate) enum Verdict {
     Done,
     /// It has a caption of other settings, which stays.
     DoneOtherwise,
+    /// It has a caption, and the picture has changed since; the caption stays.
+    Changed,
     /// It failed in an earlier run and is not tried again.
     FailedBefore(ErrorInfo),
     /// It has a caption, and `--on-existing error` was asked for.
@@ -55,11 +57,14 @@ pub(crate) trait Sink {
     fn finish(&mut self) -> Result<()>;
 }
 
-/// The rules of `--on-existing`, `--fingerprint` and `--retry-failed`, the same for all formats.
+/// The rules of `--on-existing`, `--force`, `--fingerprint` and `--retry-failed`, the same for all
+/// formats.
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     /// What to do where there is a caption.
     pub(crate) on_existing: OnExisting,
+    /// Whether everything is made anew.
+    pub(crate) force: bool,
     /// Whether settings count.
     pub(crate) fingerprint_mode: Fingerprint,
     /// Whether failures are tried again.
@@ -71,12 +76,19 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// The verdict about a picture of which `known` is known and whose output `exists` or not.
-    pub(crate) fn verdict(&self, item: &Item, known: Option<&Known>, exists: bool) -> Verdict {
-        let fingerprints = match known {
+    /// The verdict about a picture of which `entry` is known and whose output `exists` or not.
+    pub(crate) fn verdict(&self, item: &Item, entry: Option<&Entry>, exists: bool) -> Verdict {
+        let is_held = || entry.and_then(|entry| entry.file.is_held_by(&item.path));
+        let fingerprints = match entry.map(|entry| &entry.known) {
             Some(Known::Ok { fingerprints, .. }) => Some(fingerprints),
             _ => None,
         };
+        if exists && self.on_existing == OnExisting::Error {
+            return Verdict::Refused;
+        }
+        if self.force {
+            return Verdict::Todo;
+        }
         if exists {
             let newest_is_ours = fingerprints.and_then(|f| f.last()) == Some(&self.fingerprint);
             let is_ours = fingerprints.is_some_and(|f| match self.fingerprint_mode {
@@ -86,23 +98,27 @@ impl Rules {
                 }
                 Fingerprint::Strict => newest_is_ours,
             });
+            if fingerprints.is_some() && is_held() == Some(false) {
+                return match self.on_existing {
+                    OnExisting::Overwrite => Verdict::Todo,
+                    _ => Verdict::Changed,
+                };
+            }
             match self.on_existing {
-                OnExisting::Error => return Verdict::Refused,
                 OnExisting::Skip if is_ours || fingerprints.is_none() => return Verdict::Done,
                 OnExisting::Skip => return Verdict::DoneOtherwise,
                 _ if is_ours => return Verdict::Done,
                 _ => {}
             }
         }
-        match known {
-            Some(Known::Failed { error, file })
-                if !self.retry_failed && (file.is_none() || *file == Stamp::of(&item.path)) =>
-            {
+        match entry {
+            Some(Entry { known: Known::Failed(error), file, .. }) if !self.retry_failed => {
                 // A file that was missing or forbidden is tried again once it can be looked at.
-                if file.is_none() && Stamp::of(&item.path).is_some() {
-                    return Verdict::Todo;
-                }
-                Verdict::FailedBefore(error.clone())
+                let is_same = match is_held() {
+                    Some(is_held) => is_held,
+                    None => !file.is_seen() && !item.path.exists(),
+                };
+                if is_same { Verdict::FailedBefore(error.clone()) } else { Verdict::Todo }
             }
             _ => Verdict::Todo,
         }
@@ -121,15 +137,18 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::{FileInfo, Stamp};
     use crate::record::ErrorKind;
 
     fn item() -> Item {
-        Item { path: "/no/such/x.png".into(), root: 0, relative: "x.png".into() }
+        let path = std::path::PathBuf::from("/no/such/x.png");
+        Item { index: 0, path: path.clone(), root: 0, relative: "x.png".into(), place: path }
     }
 
     fn rules(on_existing: OnExisting) -> Rules {
         Rules {
             on_existing,
+            force: false,
             fingerprint_mode: Fingerprint::Strict,
             retry_failed: false,
             fingerprint: "b3:now".into(),
@@ -137,9 +156,50 @@ mod tests {
         }
     }
 
-    fn known(fingerprints: &[&str]) -> Known {
+    fn known(fingerprints: &[&str]) -> Entry {
         let fingerprints = fingerprints.iter().map(|f| (*f).to_owned()).collect();
-        Known::Ok { fingerprints, caption: String::new() }
+        entry(Known::Ok { fingerprints, caption: String::new() }, FileInfo::default())
+    }
+
+    fn entry(known: Known, file: FileInfo) -> Entry {
+        Entry::for_tests(known, file)
+    }
+
+    /// A picture in a folder, and what a record says of it.
+    fn seen(folder: &tempfile::TempDir) -> (Item, FileInfo) {
+        let path = folder.path().join("x.png");
+        crate::write::replace_one(&path, b"x").unwrap();
+        let item = Item { path: path.clone(), place: path.clone(), ..item() };
+        let stamp = Stamp::of(&path);
+        let file = FileInfo::new(&item, folder.path(), &("x.png".into(), false), stamp);
+        (item, file)
+    }
+
+    #[test]
+    fn a_picture_that_changed_is_redone_under_overwrite_and_reported_else() {
+        use OnExisting::{Append, Overwrite, Skip};
+        let folder = tempfile::tempdir().unwrap();
+        let (item, file) = seen(&folder);
+        let ours = known(&["b3:now"]);
+        let ours = entry(ours.known, file);
+        assert_eq!(rules(Overwrite).verdict(&item, Some(&ours), true), Verdict::Done);
+        crate::write::replace_one(&item.path, b"other").unwrap();
+        for (mode, expected) in
+            [(Skip, Verdict::Changed), (Append, Verdict::Changed), (Overwrite, Verdict::Todo)]
+        {
+            assert_eq!(rules(mode).verdict(&item, Some(&ours), true), expected, "{mode:?}");
+        }
+    }
+
+    #[test]
+    fn force_makes_everything_anew() {
+        for on_existing in [OnExisting::Skip, OnExisting::Overwrite] {
+            let rules = Rules { force: true, ..rules(on_existing) };
+            let ours = known(&["b3:now"]);
+            assert_eq!(rules.verdict(&item(), Some(&ours), true), Verdict::Todo);
+        }
+        let rules = Rules { force: true, ..rules(OnExisting::Error) };
+        assert_eq!(rules.verdict(&item(), None, true), Verdict::Refused);
     }
 
     #[test]
@@ -176,20 +236,18 @@ mod tests {
     #[test]
     fn a_failure_is_tried_again_when_asked_or_when_the_file_changed() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.png");
-        crate::write::replace_one(&path, b"x").unwrap();
-        let item = Item { path: path.clone(), ..item() };
+        let (item, file) = seen(&folder);
         let error = ErrorInfo::new(ErrorKind::ImageCorrupt, "bad");
-        let failed = |file| Known::Failed { error: error.clone(), file };
-        let same = failed(Stamp::of(&path));
+        let same = entry(Known::Failed(error.clone()), file);
         let mut rules = rules(OnExisting::Skip);
-        let before = Verdict::FailedBefore(error.clone());
-        assert_eq!(rules.verdict(&item, Some(&same), false), before);
-        let changed = failed(Some(Stamp { size: 9, mtime_ns: 9 }));
-        assert_eq!(rules.verdict(&item, Some(&changed), false), Verdict::Todo);
+        assert_eq!(rules.verdict(&item, Some(&same), false), Verdict::FailedBefore(error.clone()));
         // It was not there; now it is.
-        assert_eq!(rules.verdict(&item, Some(&failed(None)), false), Verdict::Todo);
+        let gone = entry(Known::Failed(error), FileInfo::default());
+        assert_eq!(rules.verdict(&item, Some(&gone), false), Verdict::Todo);
         rules.retry_failed = true;
+        assert_eq!(rules.verdict(&item, Some(&same), false), Verdict::Todo);
+        rules.retry_failed = false;
+        crate::write::replace_one(&item.path, b"other").unwrap();
         assert_eq!(rules.verdict(&item, Some(&same), false), Verdict::Todo);
     }
 

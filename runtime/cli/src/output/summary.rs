@@ -14,6 +14,7 @@ pub(crate) struct Summary {
     captioned: usize,
     done_before: usize,
     other_settings: usize,
+    changed: usize,
     failed: BTreeMap<ErrorKind, (usize, String)>,
     visual_in: usize,
     visual_kept: usize,
@@ -29,6 +30,7 @@ impl Summary {
             captioned: 0,
             done_before: 0,
             other_settings: 0,
+            changed: 0,
             failed: BTreeMap::new(),
             visual_in: 0,
             visual_kept: 0,
@@ -41,6 +43,12 @@ impl Summary {
     pub(crate) fn add_done_before(&mut self, pictures: usize, other_settings: usize) {
         self.done_before += pictures;
         self.other_settings += other_settings;
+    }
+
+    /// Pictures that changed since they had their caption.
+    pub(crate) fn add_changed(&mut self, pictures: usize) {
+        self.done_before += pictures;
+        self.changed += pictures;
     }
 
     /// A picture that failed, in this run or before.
@@ -90,6 +98,13 @@ impl Summary {
             console.warn(&format!(
                 "{} made with other settings stay; `--on-existing overwrite` makes them anew",
                 pictures(self.other_settings, "captions")
+            ));
+        }
+        if self.changed > 0 {
+            console.warn(&format!(
+                "{} changed since the caption was made, which stays; `--on-existing overwrite` \
+                 makes it anew",
+                pictures(self.changed, "have").trim_end_matches(" have")
             ));
         }
         if self.captioned > 0 {

@@ -54,7 +54,7 @@ impl Log {
         let other = "is the log of another search; name another folder with --out, or remove it";
         let mut is_new = true;
         let mut chains = Vec::new();
-        let file = LineFile::open(path, |line| {
+        let file = LineFile::open(path, |line, _| {
             let line = serde_json::Value::Object(line);
             if std::mem::take(&mut is_new) {
                 let found: Head = serde_json::from_value(line)?;

@@ -78,6 +78,8 @@ pub(crate) fn records(text: &str) -> BTreeMap<String, serde_json::Value> {
             let object = value.as_object_mut().expect("an object");
             object.remove("ms");
             object.remove("batch");
+            // Place and time of the picture.
+            object.remove("file");
             (value["path"].as_str().expect("a path").to_owned(), value)
         })
         .collect()

@@ -80,6 +80,11 @@ impl WeightFile {
     #[allow(unsafe_code, reason = "mapping a file is the one thing here that needs it")]
     pub fn map(path: &Path) -> Result<Self, WeightsError> {
         let io = |source| WeightsError::Io { path: path.to_path_buf(), source };
+        // A pipe would be waited for.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
+            let reason = "expected a regular file".to_owned();
+            return Err(WeightsError::Format { file: path.display().to_string(), reason });
+        }
         let file = File::open(path).map_err(io)?;
         // SAFETY: the map is read-only and private to this process. Another process that truncates
         // the file while it is mapped could fault us; the same holds for every program that maps
