@@ -3,15 +3,15 @@
 //! Invariants
 //! - Transparency lies over white, in the integer arithmetic of Pillow's `alpha_composite`
 //!   (`src/libImaging/AlphaComposite.c`): the reference composites before it resizes.
-//! - 16-bit channels keep their upper byte, as Pillow reads them; grey becomes three equal
-//!   channels.
-//! - Grey and RGB pictures are expanded inside the final buffer: no second copy of a large one.
+//! - 16-bit channels keep their upper byte. For RGB that is what Pillow does; 16-bit *grey* it clips
+//!   at 255, so that nearly every picture is white: there ours is the picture.
+//! - Grey becomes three equal channels.
 
 use std::sync::Arc;
 
 use image::ColorType;
 
-use super::bitmap::shared_bytes;
+use super::bitmap::Bitmap;
 
 /// One channel over white: `alpha` 0 to 255.
 fn over_white(value: u8, alpha: u8) -> u8 {
@@ -28,8 +28,13 @@ fn unit(value: f32) -> u8 {
     (value.clamp(0.0, 1.0) * 255.0 + 0.5) as u8
 }
 
-fn high(bytes: &[u8], channel: usize) -> u8 {
-    (u16::from_ne_bytes([bytes[2 * channel], bytes[2 * channel + 1]]) >> 8) as u8
+/// How the bytes of 16-bit channels are ordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// As this machine orders them.
+    Native,
+    /// The upper byte first.
+    BigEndian,
 }
 
 fn real(bytes: &[u8], channel: usize) -> u8 {
@@ -41,72 +46,43 @@ fn blend(rgb: [u8; 3], alpha: u8) -> [u8; 3] {
     rgb.map(|v| over_white(v, alpha))
 }
 
-/// How one pixel's native bytes become RGB.
-type Convert = fn(&[u8]) -> [u8; 3];
+/// Turns native pixels into as many RGB pixels.
+pub(super) type RowConverter = Box<dyn Fn(&[u8], &mut [u8])>;
 
-fn converter(colour: ColorType) -> Option<Convert> {
-    Some(match colour {
-        ColorType::L8 => |p| [p[0]; 3],
-        ColorType::La8 => |p| blend([p[0]; 3], p[1]),
-        ColorType::Rgb8 => |p| [p[0], p[1], p[2]],
-        ColorType::Rgba8 => |p| blend([p[0], p[1], p[2]], p[3]),
-        ColorType::L16 => |p| [high(p, 0); 3],
-        ColorType::La16 => |p| blend([high(p, 0); 3], high(p, 1)),
-        ColorType::Rgb16 => |p| [high(p, 0), high(p, 1), high(p, 2)],
-        ColorType::Rgba16 => |p| blend([high(p, 0), high(p, 1), high(p, 2)], high(p, 3)),
-        ColorType::Rgb32F => |p| [real(p, 0), real(p, 1), real(p, 2)],
-        ColorType::Rgba32F => |p| blend([real(p, 0), real(p, 1), real(p, 2)], real(p, 3)),
-        _ => return None,
-    })
+fn each<const N: usize>(pixel: impl Fn(&[u8; N]) -> [u8; 3] + 'static) -> Option<RowConverter> {
+    Some(Box::new(move |native, rgb| {
+        for (from, to) in native.as_chunks::<N>().0.iter().zip(rgb.as_chunks_mut::<3>().0) {
+            *to = pixel(from);
+        }
+    }))
 }
 
-/// Reads `pixels` pixels of a decoder (`read` fills a buffer of native bytes) as RGB8.
-///
-/// `None` if the pixel format is not known.
-pub(super) fn read_rgb<E>(
-    colour: ColorType,
-    pixels: usize,
-    read: impl FnOnce(&mut [u8]) -> Result<(), E>,
-) -> Option<Result<Arc<[u8]>, E>> {
-    let convert = converter(colour)?;
-    let native = usize::from(colour.bytes_per_pixel());
-    if native > 3 {
-        let mut buffer = vec![0u8; pixels * native];
-        return Some(read(&mut buffer).and_then(|()| {
-            shared_bytes(pixels * 3, |out| {
-                for (o, p) in out.chunks_exact_mut(3).zip(buffer.chunks_exact(native)) {
-                    o.copy_from_slice(&convert(p));
-                }
-                Ok(())
-            })
-        }));
-    }
-    // Native bytes stand at the end of the buffer; pixel `i` is read before anything is written
-    // at or beyond `start + native * (i + 1)`, because `3 (i + 1) <= start + native (i + 1)`.
-    let start = pixels * (3 - native);
-    Some(shared_bytes(pixels * 3, |out| {
-        read(&mut out[start..])?;
-        if native < 3 {
-            for i in 0..pixels {
-                let rgb = convert(&out[start + native * i..][..native]);
-                out[3 * i..3 * i + 3].copy_from_slice(&rgb);
-            }
+/// How pixels of that format become RGB; `None` if the format is not known.
+pub(super) fn row_converter(colour: ColorType, depth: Depth) -> Option<RowConverter> {
+    // Which of a channel's two bytes is the upper one.
+    let u = usize::from(depth == Depth::Native && cfg!(target_endian = "little"));
+    match colour {
+        ColorType::L8 => each(|p: &[u8; 1]| [p[0]; 3]),
+        ColorType::La8 => each(|p: &[u8; 2]| blend([p[0]; 3], p[1])),
+        ColorType::Rgb8 => each(|p: &[u8; 3]| *p),
+        ColorType::Rgba8 => each(|p: &[u8; 4]| blend([p[0], p[1], p[2]], p[3])),
+        ColorType::L16 => each(move |p: &[u8; 2]| [p[u]; 3]),
+        ColorType::La16 => each(move |p: &[u8; 4]| blend([p[u]; 3], p[2 + u])),
+        ColorType::Rgb16 => each(move |p: &[u8; 6]| [p[u], p[2 + u], p[4 + u]]),
+        ColorType::Rgba16 => each(move |p: &[u8; 8]| blend([p[u], p[2 + u], p[4 + u]], p[6 + u])),
+        ColorType::Rgb32F => each(|p: &[u8; 12]| [real(p, 0), real(p, 1), real(p, 2)]),
+        ColorType::Rgba32F => {
+            each(|p: &[u8; 16]| blend([real(p, 0), real(p, 1), real(p, 2)], real(p, 3)))
         }
-        Ok(())
-    }))
+        _ => None,
+    }
 }
 
 /// Converts native bytes that are there already.
 pub(super) fn to_rgb(colour: ColorType, bytes: &[u8]) -> Option<Arc<[u8]>> {
-    let native = usize::from(colour.bytes_per_pixel());
-    let read = |buffer: &mut [u8]| {
-        buffer.copy_from_slice(bytes);
-        Ok::<(), std::convert::Infallible>(())
-    };
-    match read_rgb(colour, bytes.len() / native, read)? {
-        Ok(rgb) => Some(rgb),
-        Err(never) => match never {},
-    }
+    let convert = row_converter(colour, Depth::Native)?;
+    let pixels = bytes.len() / usize::from(colour.bytes_per_pixel());
+    Some(Bitmap::build(pixels, 1, |rgb| convert(bytes, rgb)).rgb)
 }
 
 #[cfg(test)]
@@ -125,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn grey_expands_inside_its_own_buffer() {
+    fn grey_becomes_three_channels() {
         let rgb = to_rgb(ColorType::L8, &[1, 2, 3, 4]).unwrap();
         assert_eq!(&rgb[..], &[1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]);
         let rgb = to_rgb(ColorType::La8, &[9, 255, 0, 0, 7, 255]).unwrap();
@@ -137,5 +113,8 @@ mod tests {
         let bytes: Vec<u8> =
             [0x12FFu16, 0xFF00, 0x00FF].iter().flat_map(|v| v.to_ne_bytes()).collect();
         assert_eq!(&to_rgb(ColorType::Rgb16, &bytes).unwrap()[..], &[0x12, 0xFF, 0]);
+        let mut grey = [0u8; 3];
+        row_converter(ColorType::L16, Depth::BigEndian).unwrap()(&[0x12, 0xFF], &mut grey);
+        assert_eq!(grey, [0x12; 3]);
     }
 }

@@ -3,7 +3,7 @@
 //! Invariants
 //! - The header is read and checked against [`Limits`] before pixels are allocated; a decoder that
 //!   panics is a corrupt picture, not a crash.
-//! - Of an animated picture the first frame is taken.
+//! - Of an animated picture the first frame is taken. How each format is read: [`read`].
 //! - Pictures are turned upright by their EXIF tag here, where a file is loaded; raw pixels and
 //!   `DynamicImage`s are taken as they are (as the reference does).
 //!
@@ -15,15 +15,13 @@ use std::io::{BufRead, BufReader, Cursor, ErrorKind, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use image::error::LimitErrorKind;
-use image::metadata::Orientation;
-use image::{ImageDecoder, ImageError, ImageFormat, ImageReader};
+use image::{ImageFormat, ImageReader};
 use secateur_core::clip::Clip;
 use secateur_core::error::InputError;
 
-use super::bitmap::Bitmap;
 use super::limits::Limits;
-use super::{colour, orient};
+use super::sink::Source;
+use super::{colour, read};
 
 /// The formats that are read.
 pub const FORMATS: &[(&str, ImageFormat)] = &[
@@ -47,6 +45,8 @@ pub struct Header {
     pub orientation: u8,
     /// Name of the format, one of [`FORMATS`].
     pub format: &'static str,
+    /// Most bytes that decoding holds at a time, the picture included.
+    pub peak_bytes: u64,
 }
 
 /// Loads a picture from a file.
@@ -76,7 +76,7 @@ pub fn decode(label: &str, bytes: &[u8], limits: &Limits) -> Result<Clip, InputE
 pub fn probe(path: &Path, limits: &Limits) -> Result<Header, InputError> {
     let label = path.display().to_string();
     let file = open(path, &label, limits)?;
-    guarded(&label, || Ok(open_decoder(&label, file, limits)?.header()))
+    guarded(&label, || header(&label, file, limits))
 }
 
 /// As [`probe`], from bytes.
@@ -85,7 +85,7 @@ pub fn probe(path: &Path, limits: &Limits) -> Result<Header, InputError> {
 /// As [`probe`].
 pub fn probe_bytes(label: &str, bytes: &[u8], limits: &Limits) -> Result<Header, InputError> {
     limits.check_file(label, bytes.len() as u64)?;
-    guarded(label, || Ok(open_decoder(label, Cursor::new(bytes), limits)?.header()))
+    guarded(label, || header(label, Cursor::new(bytes), limits))
 }
 
 /// A picture that a program has decoded already, in whatever pixel format.
@@ -110,7 +110,7 @@ fn open(path: &Path, label: &str, limits: &Limits) -> Result<BufReader<File>, In
     Ok(BufReader::new(File::open(path).map_err(|e| io_error(label, &e))?))
 }
 
-fn io_error(label: &str, error: &std::io::Error) -> InputError {
+pub(super) fn io_error(label: &str, error: &std::io::Error) -> InputError {
     match error.kind() {
         ErrorKind::NotFound => InputError::NotFound { path: label.to_owned() },
         ErrorKind::UnexpectedEof => {
@@ -120,7 +120,7 @@ fn io_error(label: &str, error: &std::io::Error) -> InputError {
     }
 }
 
-fn unsupported(label: &str, what: &str) -> InputError {
+pub(super) fn unsupported(label: &str, what: &str) -> InputError {
     let names: Vec<&str> = FORMATS.iter().map(|(name, _)| *name).collect();
     let mut known = names.join(", ");
     if !what.is_empty() {
@@ -139,7 +139,7 @@ fn guarded<T>(label: &str, run: impl FnOnce() -> Result<T, InputError>) -> Resul
     })
 }
 
-fn panic_text(payload: &(dyn Any + Send)) -> &str {
+pub(super) fn panic_text(payload: &(dyn Any + Send)) -> &str {
     payload
         .downcast_ref::<&str>()
         .copied()
@@ -147,79 +147,46 @@ fn panic_text(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("no reason given")
 }
 
-fn image_error(label: &str, error: ImageError) -> InputError {
-    let path = label.to_owned();
-    match error {
-        ImageError::IoError(e) => io_error(label, &e),
-        ImageError::Limits(e) => InputError::TooLarge {
-            path,
-            found: "the picture".into(),
-            limit: match e.kind() {
-                LimitErrorKind::DimensionError => "the longest side allowed".into(),
-                _ => "the memory allowed for one picture".into(),
-            },
-        },
-        ImageError::Unsupported(e) => unsupported(label, &format!("a feature that is not: {e}")),
-        other => InputError::Corrupt { path, reason: other.to_string() },
-    }
-}
-
-/// A decoder whose header has passed the limits.
-struct Opened<D> {
-    decoder: D,
-    orientation: Orientation,
-    format: &'static str,
-}
-
-impl<D: ImageDecoder> Opened<D> {
-    fn header(&self) -> Header {
-        let (width, height) = self.decoder.dimensions();
-        let swap = orient::swaps_sides(self.orientation);
-        let (width, height) = if swap { (height, width) } else { (width, height) };
-        Header { width, height, orientation: self.orientation.to_exif(), format: self.format }
-    }
-}
-
-fn open_decoder<'a, R: BufRead + Seek + 'a>(
-    label: &str,
+/// A source whose header has passed the limits.
+fn opened<'a, R: BufRead + Seek + 'a>(
+    label: &'a str,
     reader: R,
     limits: &Limits,
-) -> Result<Opened<impl ImageDecoder + 'a>, InputError> {
-    let mut reader =
-        ImageReader::new(reader).with_guessed_format().map_err(|e| io_error(label, &e))?;
-    let format = reader
-        .format()
-        .and_then(|found| FORMATS.iter().find(|(_, format)| *format == found))
-        .map(|(name, _)| *name)
+) -> Result<(Box<dyn Source + 'a>, &'static str), InputError> {
+    let failed = |e: std::io::Error| io_error(label, &e);
+    let guessed = ImageReader::new(reader).with_guessed_format().map_err(failed)?;
+    let found = guessed.format();
+    let (name, format) = FORMATS
+        .iter()
+        .find(|(_, format)| Some(*format) == found)
         .ok_or_else(|| unsupported(label, ""))?;
-    // Sides are compared below, where the size is known and can be named.
-    let mut early = limits.for_decoder();
-    early.max_image_width = None;
-    early.max_image_height = None;
-    reader.limits(early);
-    let mut decoder = reader.into_decoder().map_err(|e| image_error(label, e))?;
-    let (width, height) = decoder.dimensions();
-    limits.check_size(label, width, height, decoder.total_bytes())?;
-    decoder.set_limits(limits.for_decoder()).map_err(|e| image_error(label, e))?;
-    // A broken EXIF block does not spoil the picture.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    Ok(Opened { decoder, orientation, format })
+    let mut reader = guessed.into_inner();
+    reader.rewind().map_err(failed)?;
+    Ok((read::open(label, *format, reader, limits)?, name))
 }
 
-fn read_clip<R: BufRead + Seek>(
-    label: &str,
+fn header<'a, R: BufRead + Seek + 'a>(
+    label: &'a str,
+    reader: R,
+    limits: &Limits,
+) -> Result<Header, InputError> {
+    let (source, format) = opened(label, reader, limits)?;
+    let facts = source.facts();
+    let (width, height) = facts.upright();
+    Ok(Header {
+        width: width as u32,
+        height: height as u32,
+        orientation: facts.orientation.to_exif(),
+        format,
+        peak_bytes: facts.peak_bytes,
+    })
+}
+
+fn read_clip<'a, R: BufRead + Seek + 'a>(
+    label: &'a str,
     reader: R,
     limits: &Limits,
 ) -> Result<Clip, InputError> {
-    let opened = open_decoder(label, reader, limits)?;
-    let (width, height) = opened.decoder.dimensions();
-    let colour = opened.decoder.color_type();
-    let pixels = width as usize * height as usize;
-    let decoder = opened.decoder;
-    let rgb = colour::read_rgb(colour, pixels, |buffer| decoder.read_image(buffer))
-        .ok_or_else(|| unsupported(label, &format!("pixel format {colour:?}")))?
-        .map_err(|e| image_error(label, e))?;
-    let picture = Bitmap { width: width as usize, height: height as usize, rgb };
-    let upright = orient::upright(picture, opened.orientation);
+    let upright = opened(label, reader, limits)?.0.read()?;
     Clip::picture(label, upright.width as u32, upright.height as u32, upright.rgb)
 }

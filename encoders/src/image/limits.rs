@@ -15,7 +15,7 @@ pub struct Limits {
     pub max_side: u32,
     /// Most bytes of the file.
     pub max_file_bytes: u64,
-    /// Most bytes a decoder may allocate for one picture in the file's own pixel format.
+    /// Most bytes that decoding one picture may hold at a time, the picture included.
     pub max_alloc_bytes: u64,
 }
 
@@ -25,7 +25,8 @@ impl Default for Limits {
             max_pixels: 100_000_000,
             max_side: 65_535,
             max_file_bytes: 256 << 20,
-            max_alloc_bytes: 512 << 20,
+            // As many as 100 million pixels take: formats that are read row by row need no more.
+            max_alloc_bytes: 300_000_000,
         }
     }
 }
@@ -53,13 +54,7 @@ impl Limits {
     ///
     /// # Errors
     /// [`InputError::TooLarge`]; [`InputError::Empty`] for a side of zero.
-    pub(crate) fn check_size(
-        &self,
-        path: &str,
-        width: u32,
-        height: u32,
-        native_bytes: u64,
-    ) -> Result<(), InputError> {
+    pub(crate) fn check_size(&self, path: &str, width: u32, height: u32) -> Result<(), InputError> {
         if width == 0 || height == 0 {
             return Err(InputError::Empty { path: path.to_owned(), width, height });
         }
@@ -73,13 +68,28 @@ impl Limits {
         if u64::from(width) * u64::from(height) > self.max_pixels {
             return refuse(format!("{} pixels (max_pixels)", self.max_pixels));
         }
-        if native_bytes > self.max_alloc_bytes {
-            return refuse(format!(
-                "{} bytes in the file's pixel format, which needs {native_bytes}",
-                self.max_alloc_bytes
-            ));
-        }
         Ok(())
+    }
+
+    /// Refuses a picture by what decoding it holds.
+    ///
+    /// # Errors
+    /// [`InputError::TooLarge`].
+    pub(super) fn check_memory(
+        &self,
+        path: &str,
+        width: u32,
+        height: u32,
+        peak_bytes: u64,
+    ) -> Result<(), InputError> {
+        if peak_bytes <= self.max_alloc_bytes {
+            return Ok(());
+        }
+        Err(InputError::TooLarge {
+            path: path.to_owned(),
+            found: format!("a picture of {width}x{height} pixels that takes {peak_bytes} bytes"),
+            limit: format!("{} bytes (max_decode_memory)", self.max_alloc_bytes),
+        })
     }
 
     /// The same limits in the decoders' words.

@@ -14,7 +14,9 @@ mod colour;
 mod decode;
 mod limits;
 mod orient;
+mod read;
 mod resize;
+mod sink;
 
 pub use axis::Filter;
 pub use bitmap::{Bitmap, Canvas};

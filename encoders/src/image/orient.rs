@@ -6,6 +6,7 @@
 
 use image::metadata::Orientation;
 
+#[cfg(feature = "video")]
 use super::bitmap::Bitmap;
 
 /// Whether the orientation swaps width and height.
@@ -19,57 +20,61 @@ pub(super) fn swaps_sides(orientation: Orientation) -> bool {
     )
 }
 
-/// The picture turned clockwise by quarter turns.
-#[cfg(feature = "video")]
-pub(crate) fn turned(picture: Bitmap, quarters: u8) -> Bitmap {
-    let orientation = match quarters % 4 {
-        0 => Orientation::NoTransforms,
-        1 => Orientation::Rotate90,
-        2 => Orientation::Rotate180,
-        _ => Orientation::Rotate270,
-    };
-    upright(picture, orientation)
+/// Where the pixels of a file belong in the upright picture.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// Where they are.
+    Rows,
+    /// Pixel (x, y) of a picture of (width, height) belongs at the result.
+    Moved(fn(usize, usize, usize, usize) -> (usize, usize)),
 }
 
-/// The picture turned as its tag says.
-pub(super) fn upright(picture: Bitmap, orientation: Orientation) -> Bitmap {
-    let (w, h) = (picture.width, picture.height);
-    // Source pixel of the output's pixel (x, y).
-    let source: fn(usize, usize, usize, usize) -> (usize, usize) = match orientation {
-        Orientation::NoTransforms => return picture,
+impl Place {
+    /// The place of pixel (`x`, `y`) of a picture of `w` x `h`.
+    pub(super) fn of(self, x: usize, y: usize, w: usize, h: usize) -> (usize, usize) {
+        match self {
+            Place::Rows => (x, y),
+            Place::Moved(to) => to(x, y, w, h),
+        }
+    }
+}
+
+/// Where an orientation's pixels belong.
+pub(super) fn place(orientation: Orientation) -> Place {
+    Place::Moved(match orientation {
+        Orientation::NoTransforms => return Place::Rows,
         Orientation::FlipHorizontal => |x, y, w, _| (w - 1 - x, y),
         Orientation::Rotate180 => |x, y, w, h| (w - 1 - x, h - 1 - y),
         Orientation::FlipVertical => |x, y, _, h| (x, h - 1 - y),
         // Tag 5: rotate by 90 degrees clockwise, then mirror: the transpose.
         Orientation::Rotate90FlipH => |x, y, _, _| (y, x),
-        Orientation::Rotate90 => |x, y, _, h| (y, h - 1 - x),
+        Orientation::Rotate90 => |x, y, _, h| (h - 1 - y, x),
         // Tag 7: the transpose over the other diagonal.
-        Orientation::Rotate270FlipH => |x, y, w, h| (w - 1 - y, h - 1 - x),
-        Orientation::Rotate270 => |x, y, w, _| (w - 1 - y, x),
-    };
-    let (width, height) = if swaps_sides(orientation) { (h, w) } else { (w, h) };
-    Bitmap::build(width, height, |out| {
-        for (y, line) in out.chunks_exact_mut(width * 3).enumerate() {
-            for (x, pixel) in line.chunks_exact_mut(3).enumerate() {
-                let (sx, sy) = source(x, y, w, h);
-                pixel.copy_from_slice(&picture.rgb[(sy * w + sx) * 3..][..3]);
-            }
-        }
+        Orientation::Rotate270FlipH => |x, y, w, h| (h - 1 - y, w - 1 - x),
+        Orientation::Rotate270 => |x, y, w, _| (y, w - 1 - x),
     })
+}
+
+/// The picture turned clockwise by quarter turns.
+#[cfg(feature = "video")]
+pub(crate) fn turned(picture: Bitmap, quarters: u8) -> Bitmap {
+    let orientation = match quarters % 4 {
+        0 => return picture,
+        1 => Orientation::Rotate90,
+        2 => Orientation::Rotate180,
+        _ => Orientation::Rotate270,
+    };
+    let mut sink = super::sink::Sink::new(picture.width as u32, picture.height as u32, orientation);
+    for y in 0..picture.height {
+        sink.put(0, y, picture.row(y));
+    }
+    sink.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A 2 x 3 picture whose pixels are numbered 0 to 5.
-    fn numbered() -> Bitmap {
-        Bitmap::build(2, 3, |out| {
-            for (i, p) in out.chunks_exact_mut(3).enumerate() {
-                p.fill(i as u8);
-            }
-        })
-    }
+    use crate::image::sink::Sink;
 
     #[test]
     fn every_tag_turns_as_exif_defines_it() {
@@ -84,7 +89,12 @@ mod tests {
             (8, 3, [1, 3, 5, 0, 2, 4]),
         ];
         for (tag, width, want) in cases {
-            let turned = upright(numbered(), Orientation::from_exif(tag).unwrap());
+            // A 2 x 3 picture whose pixels are numbered 0 to 5.
+            let mut sink = Sink::new(2, 3, Orientation::from_exif(tag).unwrap());
+            for y in 0..3u8 {
+                sink.put(0, usize::from(y), &[2 * y, 0, 0, 2 * y + 1, 0, 0]);
+            }
+            let turned = sink.finish();
             let got: Vec<u8> = turned.rgb.chunks_exact(3).map(|p| p[0]).collect();
             assert_eq!((turned.width, got.as_slice()), (width, &want[..]), "tag {tag}");
         }

@@ -178,7 +178,12 @@ pub(crate) fn sampling(args: &SamplingArgs) -> Sampling {
 
 /// Limits that were asked for.
 pub(crate) fn limits(args: &LimitArgs) -> Limits {
-    Limits { max_pixels: args.max_pixels, max_file_bytes: args.max_file_size, ..Limits::default() }
+    Limits {
+        max_pixels: args.max_pixels,
+        max_file_bytes: args.max_file_size,
+        max_alloc_bytes: args.max_decode_memory,
+        ..Limits::default()
+    }
 }
 
 /// Largest text that `@FILE` reads.

@@ -20,12 +20,12 @@ use crate::answer::{Answer, Report, Times, ms, peak_bytes};
 use crate::error::Error;
 use crate::generate::{Generation, first_tokens};
 use crate::outline::pixels;
-use crate::request::Request;
+use crate::request::{PreparedClips, Request};
 use crate::vlm::{Model, Vlm};
 
 /// A request whose pictures are pixels and whose prompt is ids.
 pub(crate) struct Prepared {
-    pub pixels: Vec<Pixels>,
+    pub pixels: Arc<[Pixels]>,
     pub prompt: Prompt,
     pub positions: Positions,
     pub layout: VisualLayout,
@@ -60,6 +60,42 @@ pub(crate) fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Erro
 }
 
 impl Vlm {
+    /// The request with its pictures as the model takes them: resized, cut, normalised; the
+    /// originals are let go.
+    ///
+    /// A batch does this itself, one request after the other and with all originals in memory. Any
+    /// thread may do it before, so that many large pictures are never in memory at once.
+    ///
+    /// # Errors
+    /// A picture that the model cannot take.
+    ///
+    /// ```
+    /// use secateur::{ModelSource, Request, Vlm};
+    /// let vlm = Vlm::load(ModelSource::Embedded)?;
+    /// let red = [255u8, 0, 0].repeat(1000 * 800);
+    /// let request = Request::new("What is shown?").rgb("red", 1000, 800, red)?.max_tokens(2);
+    /// let ready = vlm.prepared(request.clone())?;
+    /// assert!(ready.picture_bytes() < request.picture_bytes());
+    /// let [a, b] = [request, ready].map(|r| vlm.batch(vec![r]).remove(0));
+    /// assert_eq!(a?.ids, b?.ids);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    pub fn prepared(&self, mut request: Request) -> Result<Request, Error> {
+        let PreparedClips { pixels, process_ms } = guarded(|| self.clips(&request))?;
+        request.clips = Vec::new();
+        request.prepared = Some(PreparedClips { pixels, process_ms });
+        Ok(request)
+    }
+
+    fn clips(&self, request: &Request) -> Result<PreparedClips, Error> {
+        if let Some(prepared) = &request.prepared {
+            return Ok(prepared.clone());
+        }
+        let started = Instant::now();
+        let pixels = pixels(&*self.model.processor, &request.clips, &self.model.options)?;
+        Ok(PreparedClips { pixels: pixels.into(), process_ms: ms(started.elapsed()) })
+    }
+
     /// Pictures to pixels, text to ids, both checked against the model.
     pub(crate) fn prepare(
         &self,
@@ -70,12 +106,14 @@ impl Vlm {
         let started = Instant::now();
         let model = &*self.model;
         request.control.check()?;
-        let pixels = pixels(&*model.processor, &request.clips, &model.options)?;
-        let process = started.elapsed();
+        let PreparedClips { pixels, process_ms } = self.clips(request)?;
         let views: Vec<&Pixels> = pixels.iter().collect();
         let layout = model.family.layout(&views)?;
-        let text =
-            if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
+        let text = if request.raw_prompt {
+            request.prompt.clone()
+        } else {
+            chat_text(model, request, &views)?
+        };
         let prompt = model.family.expand(&text, &views, &layout)?;
         let have = model.info.decoder.context;
         if prompt.ids.is_empty() {
@@ -88,7 +126,7 @@ impl Vlm {
         let room = request.max_tokens.min(have - prompt.ids.len());
         let times = Times {
             decode_image: request.decode_image_ms,
-            process: ms(process),
+            process: process_ms,
             ..Times::default()
         };
         Ok(Prepared { pixels, prompt, positions, layout, chain, memories, room, times, started })
@@ -188,9 +226,9 @@ impl Vlm {
 
 /// The request as the model's chat template writes it: pictures stand before the words of the
 /// first turn.
-fn chat_text(model: &Model, request: &Request) -> Result<String, Error> {
-    let videos = request.clips.iter().filter(|c| c.video().is_some()).count();
-    let mut clips = Some((request.clips.len() - videos, videos));
+fn chat_text(model: &Model, request: &Request, views: &[&Pixels]) -> Result<String, Error> {
+    let videos = views.iter().filter(|pixels| pixels.video).count();
+    let mut clips = Some((views.len() - videos, videos));
     let mut user = |text: &str| {
         let (pictures, videos) = clips.take().unwrap_or((0, 0));
         Message::user(pictures, videos, text)

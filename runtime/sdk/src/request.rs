@@ -1,5 +1,6 @@
 //! A request: pictures, a question, a chain, and how to answer.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use ndarray::ArrayView3;
@@ -7,7 +8,7 @@ use secateur_core::chain::ChainSpec;
 use secateur_core::clip::{Clip, Frame, VideoInfo};
 use secateur_core::decode::Sampling;
 use secateur_core::error::InputError;
-use secateur_core::model::{CancelToken, Control};
+use secateur_core::model::{CancelToken, Control, Pixels};
 
 /// One question about some pictures. Built up, then given to a session or a batch.
 ///
@@ -23,6 +24,8 @@ pub struct Request {
     pub(crate) system: Option<String>,
     pub(crate) turns: Vec<(String, String)>,
     pub(crate) clips: Vec<Clip>,
+    /// What became of the clips, once [`crate::Vlm::prepared`] has let them go.
+    pub(crate) prepared: Option<PreparedClips>,
     pub(crate) chain: Option<ChainSpec>,
     pub(crate) sampling: Sampling,
     pub(crate) max_tokens: usize,
@@ -34,6 +37,15 @@ pub struct Request {
     pub(crate) decode_image_ms: f64,
 }
 
+/// Clips as the model takes them.
+#[derive(Clone, Debug)]
+pub(crate) struct PreparedClips {
+    /// One entry a clip; shared by copies of the request.
+    pub(crate) pixels: Arc<[Pixels]>,
+    /// What that took, milliseconds.
+    pub(crate) process_ms: f64,
+}
+
 impl Request {
     /// A request with that question, greedy, at most 128 tokens, no picture yet.
     pub fn new(prompt: impl Into<String>) -> Self {
@@ -42,6 +54,7 @@ impl Request {
             system: None,
             turns: Vec::new(),
             clips: Vec::new(),
+            prepared: None,
             chain: None,
             sampling: Sampling::default(),
             max_tokens: 128,
@@ -54,9 +67,11 @@ impl Request {
         }
     }
 
-    /// Adds a picture (or video) that was loaded before. The order is the prompt's.
+    /// Adds a picture (or video) that was loaded before. The order is the prompt's. A request that
+    /// was [prepared](crate::Vlm::prepared) starts anew with it.
     #[must_use]
     pub fn clip(mut self, clip: Clip) -> Self {
+        self.prepared = None;
         self.clips.push(clip);
         self
     }
@@ -139,6 +154,16 @@ impl Request {
             secateur_encoders::image::load(path, &secateur_encoders::image::Limits::default())?;
         self.decode_image_ms += start.elapsed().as_secs_f64() * 1e3;
         Ok(self.clip(clip))
+    }
+
+    /// Bytes of the pictures that this request holds.
+    pub fn picture_bytes(&self) -> usize {
+        let clips = self.clips.iter().flat_map(Clip::frames).map(|f| f.rgb.len()).sum::<usize>();
+        let pixels = |p: &Pixels| {
+            p.values.len() * size_of::<f32>()
+                + p.rgb.iter().map(|crop| crop.rgb.len()).sum::<usize>()
+        };
+        clips + self.prepared.iter().flat_map(|p| p.pixels.iter()).map(pixels).sum::<usize>()
     }
 
     /// Sets a system message.

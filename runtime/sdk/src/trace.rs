@@ -205,7 +205,7 @@ const CROPS_STACKED: &[&str] = &["llava_next", "llava_onevision", "smolvlm", "id
 fn processor_outputs(tensors: &mut Tensors, family: &str, prepared: &Prepared) {
     let mut values: BTreeMap<&str, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
     let mut outputs: BTreeMap<&str, (Vec<usize>, Vec<i64>)> = BTreeMap::new();
-    for pixels in &prepared.pixels {
+    for pixels in prepared.pixels.iter() {
         let name = if pixels.video && family != "internvl" && family != "smolvlm" {
             "pixel_values_videos"
         } else {

@@ -240,6 +240,9 @@ pub(crate) struct LimitArgs {
     /// Refuse larger files
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = values::bytes, help_heading = "Limits")]
     pub(crate) max_file_size: u64,
+    /// Refuse pictures whose decoding would hold more
+    #[arg(long, value_name = "BYTES", default_value = "300MB", value_parser = values::bytes, help_heading = "Limits")]
+    pub(crate) max_decode_memory: u64,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

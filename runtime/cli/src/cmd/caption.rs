@@ -14,7 +14,7 @@ use secateur::{Answer, Request, Vlm};
 use crate::args::CaptionArgs;
 use crate::args::values::Auto;
 use crate::failure::of_run;
-use crate::feed::{Decoded, Feed};
+use crate::feed::{Decoded, Feed, Ready};
 use crate::identity::{FileInfo, Stamp};
 use crate::job::{self, CaptionJob, Target};
 use crate::journal::Access;
@@ -173,6 +173,20 @@ impl Plan {
     }
 }
 
+/// A picture on its way to the model.
+struct Prepared {
+    request: Request,
+    info: ImageInfo,
+    /// The file as it was before it was read.
+    stamp: Option<Stamp>,
+}
+
+impl Ready for Prepared {
+    fn bytes(&self) -> usize {
+        self.request.picture_bytes()
+    }
+}
+
 struct Worker<'a> {
     args: &'a CaptionArgs,
     job: &'a CaptionJob,
@@ -204,7 +218,9 @@ impl Worker<'_> {
             ));
         }
         let paths = plan.todo.iter().map(|&i| &*selection.items[i].path).collect();
-        let feed = Feed::new(paths, self.frames, 2 * self.batch_size);
+        let feed = Feed::new(paths, self.frames, 2 * self.batch_size, |at, picture| {
+            self.prepared(&selection.items[plan.todo[at]], picture)
+        });
         let mut progress = Progress::start(console, self.args.progress, plan.todo.len());
         let ended = std::thread::scope(|scope| {
             for _ in 0..self.job.jobs.min(plan.todo.len()) {
@@ -245,7 +261,7 @@ impl Worker<'_> {
         &self,
         selection: &Selection,
         todo: &[usize],
-        feed: &Feed<'_>,
+        feed: &Feed<'_, Prepared>,
         sink: &mut dyn Sink,
         summary: &mut Summary,
         progress: &mut Progress<'_>,
@@ -281,7 +297,7 @@ impl Worker<'_> {
         &self,
         selection: &Selection,
         indices: &[usize],
-        decoded: Vec<Result<Decoded, ErrorInfo>>,
+        decoded: Vec<Result<Prepared, ErrorInfo>>,
         sink: &dyn Sink,
     ) -> Vec<Finished> {
         // Each picture has the time that was asked for; together they have the sum.
@@ -291,22 +307,14 @@ impl Worker<'_> {
         let mut slots = Vec::new();
         let mut stamps = Vec::new();
         for (&index, decoded) in indices.iter().zip(decoded) {
-            let item = &selection.items[index];
             // As it was when it was read; of one that could not be, as it is.
             stamps.push(match &decoded {
                 Ok(picture) => picture.stamp.clone(),
-                Err(_) => Stamp::of(&item.path),
+                Err(_) => Stamp::of(&selection.items[index].path),
             });
-            slots.push(decoded.and_then(|picture| {
-                let info = ImageInfo {
-                    width: picture.clip.width(),
-                    height: picture.clip.height(),
-                    frames: picture.clip.frames().len(),
-                    exif_orientation: picture.orientation,
-                };
-                let request = self.request(item, picture)?;
+            slots.push(decoded.map(|Prepared { request, info, .. }| {
                 requests.push(request.deadline(deadline));
-                Ok(info)
+                info
             }));
         }
         let start = Instant::now();
@@ -349,6 +357,20 @@ impl Worker<'_> {
                 Finished { item, record }
             })
             .collect()
+    }
+
+    /// A picture as the model takes it, with what is asked about it; any thread may do this.
+    fn prepared(&self, item: &Item, picture: Decoded) -> Result<Prepared, ErrorInfo> {
+        let info = ImageInfo {
+            width: picture.clip.width(),
+            height: picture.clip.height(),
+            frames: picture.clip.frames().len(),
+            exif_orientation: picture.orientation,
+        };
+        let stamp = picture.stamp.clone();
+        let request = self.request(item, picture)?;
+        let request = self.vlm.prepared(request).map_err(|e| of_run(&e, &item.path))?;
+        Ok(Prepared { request, info, stamp })
     }
 
     fn request(&self, item: &Item, picture: Decoded) -> Result<Request, ErrorInfo> {
@@ -405,17 +427,18 @@ impl Worker<'_> {
 }
 
 /// Makes the totals of a batch sum to what the batch took: each picture has the time of its own
-/// stages, and what no stage accounts for is shared out evenly. Decoding a picture comes on top,
-/// since it happened beside earlier batches.
+/// stages, and what no stage accounts for is shared out evenly. Decoding and resizing a picture come
+/// on top, since they happened beside earlier batches.
 fn share_out(batch_ms: f64, answers: &mut [Result<Answer, secateur::Error>]) {
     let stages = |answer: &Answer| {
         let ms = answer.report.ms;
-        ms.process + ms.encode + ms.prune + ms.prefill + ms.decode
+        ms.encode + ms.prune + ms.prefill + ms.decode
     };
     let of_stages: f64 = answers.iter().flatten().map(stages).sum();
     let rest = (batch_ms - of_stages).max(0.0) / answers.iter().flatten().count().max(1) as f64;
     for answer in answers.iter_mut().flatten() {
-        answer.report.ms.total = answer.report.ms.decode_image + stages(answer) + rest;
+        let ahead = answer.report.ms.decode_image + answer.report.ms.process;
+        answer.report.ms.total = ahead + stages(answer) + rest;
     }
 }
 
