@@ -94,7 +94,7 @@ impl Blueprint for PaliGemma {
         let placeholders = self.placeholders(text)?;
         let bos = text.tokenizer.special().get("bos_token").unwrap_or("<bos>");
         let image = placeholders.image.as_str();
-        let mut prompt = match placeholders.count(prompt) {
+        let mut prompt = match placeholders.kinds(prompt).len() {
             0 => format!("{}{prompt}", image.repeat(pixels.len())),
             _ => prompt.to_owned(),
         };

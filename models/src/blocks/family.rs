@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use secateur_core::error::{ConfigError, RunError};
 use secateur_core::model::{
-    Decoder, Encoded, Family, ModelInfo, Pixels, Positions, Prompt, TowerSpec, VisualLayout,
+    Decoder, Encoded, Family, ModelInfo, Pixels, Placeholder, Positions, Prompt, TowerSpec, VisualLayout,
     VisualRows,
 };
 use secateur_core::ops::Ops;
@@ -158,6 +158,12 @@ impl Family for LoadedFamily {
 
     fn layout(&self, pixels: &[&Pixels]) -> Result<VisualLayout, RunError> {
         self.blueprint.layout(pixels)
+    }
+
+    fn placeholders(&self, prompt: &str) -> Result<Vec<Placeholder>, RunError> {
+        let placeholders = self.blueprint.placeholders(&self.text)?;
+        let stands = |video: bool| Placeholder { text: placeholders.text(video).into(), video };
+        Ok(placeholders.kinds(prompt).into_iter().map(stands).collect())
     }
 
     fn expand(

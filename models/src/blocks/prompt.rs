@@ -28,45 +28,35 @@ impl Placeholders {
         pixels: &[&Pixels],
         mut expansion: impl FnMut(usize, &Pixels) -> Result<String, RunError>,
     ) -> Result<String, RunError> {
+        let kinds = self.kinds(prompt);
+        if kinds.len() != pixels.len() || kinds.iter().zip(pixels).any(|(v, p)| *v != p.video) {
+            return Err(self.mismatch(&kinds, pixels));
+        }
         let mut out = String::with_capacity(prompt.len());
         let mut rest = prompt;
-        let mut clip = 0;
-        while let Some((start, video)) = self.next(rest) {
-            let placeholder =
-                if video { self.video.as_ref().unwrap_or(&self.image) } else { &self.image };
-            let Some(of_clip) = pixels.get(clip) else {
-                return Err(self.count_error(prompt, pixels));
-            };
-            if of_clip.video != video {
-                return Err(RunError::Prompt(format!(
-                    "placeholder {} is `{placeholder}`, but clip {} is a {}",
-                    clip + 1,
-                    clip + 1,
-                    if of_clip.video { "video" } else { "picture" }
-                )));
-            }
+        for (clip, of_clip) in pixels.iter().enumerate() {
+            let Some((start, video)) = self.next(rest) else { break };
             out.push_str(&rest[..start]);
             out.push_str(&expansion(clip, of_clip)?);
-            rest = &rest[start + placeholder.len()..];
-            clip += 1;
-        }
-        if clip != pixels.len() {
-            return Err(self.count_error(prompt, pixels));
+            rest = &rest[start + self.text(video).len()..];
         }
         out.push_str(rest);
         Ok(out)
     }
 
-    /// Number of placeholders in a text.
-    pub(crate) fn count(&self, prompt: &str) -> usize {
-        let (mut rest, mut count) = (prompt, 0);
+    /// For each placeholder of a text, left to right, whether it is a video's.
+    pub(crate) fn kinds(&self, prompt: &str) -> Vec<bool> {
+        let (mut rest, mut kinds) = (prompt, Vec::new());
         while let Some((start, video)) = self.next(rest) {
-            let placeholder =
-                if video { self.video.as_ref().unwrap_or(&self.image) } else { &self.image };
-            rest = &rest[start + placeholder.len()..];
-            count += 1;
+            rest = &rest[start + self.text(video).len()..];
+            kinds.push(video);
         }
-        count
+        kinds
+    }
+
+    /// The placeholder of a kind.
+    pub(crate) fn text(&self, video: bool) -> &str {
+        self.video.as_ref().filter(|_| video).unwrap_or(&self.image)
     }
 
     /// The next placeholder: where it starts, whether it is a video's.
@@ -76,14 +66,32 @@ impl Placeholders {
         image.into_iter().chain(video).min()
     }
 
-    fn count_error(&self, prompt: &str, pixels: &[&Pixels]) -> RunError {
-        let video = self.video.as_ref().map_or(String::new(), |v| format!(" or `{v}`"));
-        RunError::Prompt(format!(
-            "{} clips were given, but the prompt holds {} placeholders (`{}`{video})",
-            pixels.len(),
-            self.count(prompt),
-            self.image
-        ))
+    fn mismatch(&self, kinds: &[bool], pixels: &[&Pixels]) -> RunError {
+        let clips: Vec<bool> = pixels.iter().map(|p| p.video).collect();
+        let count = |of: &[bool], video: bool| of.iter().filter(|v| **v == video).count();
+        let words = |of: &[bool], with_text: bool| {
+            let part = |(video, word): (bool, &str)| {
+                let (n, other) = (count(of, video), count(of, !video));
+                // No pictures is worth a word only where there is nothing else.
+                if n == 0 && (video || other > 0) {
+                    return None;
+                }
+                let plural = if n == 1 { "" } else { "s" };
+                let text =
+                    if with_text { format!(" (`{}`)", self.text(video)) } else { String::new() };
+                Some(format!("{n} {word}{plural}{text}"))
+            };
+            let parts: Vec<String> =
+                [(false, "picture"), (true, "video")].into_iter().filter_map(part).collect();
+            parts.join(" and ")
+        };
+        let given = words(&clips, false);
+        let is_order = [false, true].iter().all(|&v| count(&clips, v) == count(kinds, v));
+        RunError::Prompt(if is_order {
+            format!("{given} given in another order than the prompt's placeholders")
+        } else {
+            format!("{given} given, but the prompt holds placeholders for {}", words(kinds, true))
+        })
     }
 }
 
@@ -139,8 +147,10 @@ mod tests {
         let error = |prompt: &str, clips: &[&Pixels]| {
             p.replace(prompt, clips, |_, _| Ok(String::new())).unwrap_err().to_string()
         };
-        assert!(error("<i><i>", &[&i]).contains("holds 2 placeholders"));
-        assert!(error("none", &[&i]).contains("1 clips were given"));
-        assert!(error("<i>", &[&v]).contains("clip 1 is a video"));
+        assert!(error("<i><i>", &[&i]).contains("1 picture given, but the prompt holds"));
+        assert!(error("none", &[&i]).contains("placeholders for 0 pictures (`<i>`)"));
+        assert!(error("<i>", &[&v]).contains("1 video given, but"));
+        assert!(error("<i><v>", &[&v, &i]).contains("another order"));
+        assert_eq!(p.kinds("a<v>b<i><v>"), [true, false, true]);
     }
 }

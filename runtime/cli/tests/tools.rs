@@ -41,6 +41,50 @@ fn ask_reads_a_picture_from_stdin() {
 }
 
 #[test]
+fn ask_takes_files_beside_the_question_or_says_what_to_type() {
+    let folder = pictures(2);
+    let ask = |args: &[&str]| {
+        let args = [&["ask", "--max-tokens", "2", "--json"], args].concat();
+        texts(&run(folder.path(), &args))
+    };
+    let answer = |args: &[&str]| {
+        let (code, out, err) = ask(args);
+        assert_eq!(code, 0, "{args:?}: {err}");
+        let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+        (answer["question"].clone(), answer["report"]["pictures"].clone())
+    };
+    let flags = answer(&["-i", "in/001.png", "-i", "in/000.png", "What is it?"]);
+    assert_eq!(flags.1, serde_json::json!([[50, 25], [48, 24]]));
+    assert_eq!(answer(&["in/001.png", "in/000.png", "What is it?"]), flags);
+    assert_eq!(answer(&["in/001.png", "What is it?", "-i", "in/000.png"]), flags);
+    // A question may be a file's name, and may end like one.
+    put(&folder.path().join("why"), b"x");
+    for question in ["why", "What is in cat.png"] {
+        assert_eq!(answer(&[question, "-i", "in/000.png"]).0, question);
+    }
+    for (args, word) in [
+        (&["in/000.png"][..], "secateur ask cat.jpg"),
+        (&["no-such.png"], "question is missing"),
+        (&["in/000.png", "What", "is it?"], "put it in quotes"),
+        (&[], "secateur ask"),
+    ] {
+        let (code, _, err) = ask(args);
+        assert_eq!(code, 2, "{args:?}");
+        assert!(err.contains(word), "{args:?}: {err}");
+    }
+}
+
+#[test]
+fn a_placeholder_in_a_question_is_explained() {
+    let folder = pictures(1);
+    let (code, _, err) = texts(&run(folder.path(), &["ask", "in/000.png", "<image>\nWhat?"]));
+    assert_eq!(code, 1);
+    for word in ["the question holds `<image>`", "leave it out", "--raw-prompt"] {
+        assert!(err.contains(word), "{err}");
+    }
+}
+
+#[test]
 fn explain_says_the_same_of_text_and_file() {
     let folder = pictures(0);
     let toml = "[[stage]]\ntype = \"vtc_cls\"\nkeep = 64\n\n[[stage]]\ntype = \"fastv\"\nlayer = 2\nkeep = 0.5\n";

@@ -342,6 +342,15 @@ pub struct VisualLayout {
     pub sources: Vec<TokenSource>,
 }
 
+/// What stands for a clip in the text of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placeholder {
+    /// As it is written.
+    pub text: String,
+    /// Whether it stands for a video.
+    pub video: bool,
+}
+
 /// A prompt whose placeholders are expanded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prompt {
@@ -386,6 +395,12 @@ pub trait Family: Send + Sync + fmt::Debug {
     /// # Errors
     /// If the clips cannot stand in one request.
     fn layout(&self, pixels: &[&Pixels]) -> Result<VisualLayout, RunError>;
+
+    /// The placeholders of a prompt, left to right.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks the family's placeholder.
+    fn placeholders(&self, prompt: &str) -> Result<Vec<Placeholder>, RunError>;
 
     /// Tokenises a prompt whose placeholders stand for the clips, expanding each.
     ///

@@ -79,7 +79,7 @@ impl Outline {
     /// # Errors
     /// A picture that the model cannot take, or too many of them.
     pub fn tokens(&self, clips: &[Clip]) -> Result<TokenMap, Error> {
-        let pixels = pixels(&*self.processor, clips, &self.options)?;
+        let pixels = pixels(&*self.processor, &clips.iter().collect::<Vec<_>>(), &self.options)?;
         let views: Vec<&Pixels> = pixels.iter().collect();
         Ok(self.description.layout(&views)?.map)
     }
@@ -88,7 +88,7 @@ impl Outline {
 /// The pixels of a request's clips; how many pictures there are decides how some families cut them.
 pub(crate) fn pixels(
     processor: &dyn Processor,
-    clips: &[Clip],
+    clips: &[&Clip],
     options: &ProcessorOptions,
 ) -> Result<Vec<Pixels>, InputError> {
     let pictures = clips.iter().filter(|clip| clip.video().is_none()).count();

@@ -7,14 +7,17 @@ use std::time::{Duration, Instant};
 use secateur_core::assemble::{Parts, assemble};
 use secateur_core::batch::Sequence;
 use secateur_core::chain::ResolvedChain;
+use secateur_core::clip::Clip;
 use secateur_core::error::RunError;
-use secateur_core::model::{Control, Encoded, Pixels, Positions, Prompt, VisualLayout};
+use secateur_core::model::{
+    Control, Encoded, Pixels, Placeholder, Positions, Prompt, VisualLayout,
+};
 use secateur_core::prefill::prefill;
 use secateur_core::prune::Memory;
 use secateur_core::tensor::Tensor;
 use secateur_core::trace::Trace;
 
-use secateur_models::text::Message;
+use secateur_models::text::{Message, Part};
 
 use crate::answer::{Answer, Report, Times, ms, peak_bytes};
 use crate::error::Error;
@@ -70,12 +73,21 @@ impl Vlm {
         let started = Instant::now();
         let model = &*self.model;
         request.control.check()?;
-        let pixels = pixels(&*model.processor, &request.clips, &model.options)?;
-        let process = started.elapsed();
-        let views: Vec<&Pixels> = pixels.iter().collect();
-        let layout = model.family.layout(&views)?;
         let text =
             if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
+        let clips = match in_prompt_order(&request.clips, &model.family.placeholders(&text)?) {
+            Some(clips) => clips,
+            None if request.raw_prompt => request.clips.iter().collect(),
+            None => {
+                check_words(model, request)?;
+                request.clips.iter().collect()
+            }
+        };
+        let start = Instant::now();
+        let pixels = pixels(&*model.processor, &clips, &model.options)?;
+        let process = start.elapsed();
+        let views: Vec<&Pixels> = pixels.iter().collect();
+        let layout = model.family.layout(&views)?;
         let prompt = model.family.expand(&text, &views, &layout)?;
         let have = model.info.decoder.context;
         if prompt.ids.is_empty() {
@@ -186,14 +198,26 @@ impl Vlm {
     }
 }
 
-/// The request as the model's chat template writes it: pictures stand before the words of the
-/// first turn.
+/// The clips in the order of the placeholders that they stand for: each placeholder takes the next
+/// clip of its kind. `None` where the two do not match; what is missing,
+/// [`secateur_core::model::Family::expand`] says.
+fn in_prompt_order<'a>(clips: &'a [Clip], placeholders: &[Placeholder]) -> Option<Vec<&'a Clip>> {
+    let of_kind = |video: bool| clips.iter().filter(move |clip| clip.video().is_some() == video);
+    let (mut pictures, mut videos) = (of_kind(false), of_kind(true));
+    let next = |p: &Placeholder| if p.video { videos.next() } else { pictures.next() };
+    let ordered: Option<Vec<&Clip>> = placeholders.iter().map(next).collect();
+    ordered.filter(|ordered| ordered.len() == clips.len())
+}
+
+/// The request as the model's chat template writes it: pictures and videos stand before the words
+/// of the first turn, in the order in which they were given.
 fn chat_text(model: &Model, request: &Request) -> Result<String, Error> {
-    let videos = request.clips.iter().filter(|c| c.video().is_some()).count();
-    let mut clips = Some((request.clips.len() - videos, videos));
+    let part = |clip: &Clip| if clip.video().is_some() { Part::Video } else { Part::Image };
+    let mut clips = Some(request.clips.iter().map(part).collect::<Vec<_>>());
     let mut user = |text: &str| {
-        let (pictures, videos) = clips.take().unwrap_or((0, 0));
-        Message::user(pictures, videos, text)
+        let mut content = clips.take().unwrap_or_default();
+        content.push(Part::text(text));
+        Message { role: "user".into(), content }
     };
     let mut messages: Vec<Message> =
         request.system.iter().map(|text| Message::words("system", text)).collect();
@@ -203,6 +227,24 @@ fn chat_text(model: &Model, request: &Request) -> Result<String, Error> {
     }
     messages.push(user(&request.prompt));
     Ok(model.text.template.render(&messages, true)?)
+}
+
+/// What to say where the words of a request hold a placeholder themselves, so that a prompt has
+/// more of them than pictures.
+fn check_words(model: &Model, request: &Request) -> Result<(), Error> {
+    let turns = request.turns.iter().flat_map(|(question, answer)| [question, answer]);
+    for text in request.system.iter().chain(turns).chain([&request.prompt]) {
+        if let Some(Placeholder { text, .. }) = model.family.placeholders(text)?.first() {
+            return Err(RunError::Prompt(format!(
+                "the question holds `{text}`, which stands for a picture or video; those come \
+                 before the question by themselves, in the order in which they are given: leave \
+                 it out, or write the whole prompt yourself (`trace --raw-prompt`, \
+                 `Request::raw_prompt`)"
+            ))
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// The answer of a generation that has ended (or was stopped).

@@ -7,6 +7,7 @@
 
 mod caption;
 mod judge;
+mod media;
 mod tools;
 pub(crate) mod values;
 mod video;
@@ -17,6 +18,7 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, ProgressMode};
+pub(crate) use media::{AskMedia, Medium, TraceMedia};
 pub(crate) use judge::{CalibrateArgs, EvalArgs, QuestionArgs, RowsChoice, TrendForm, TuneArgs};
 pub(crate) use tools::{
     Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
@@ -29,7 +31,7 @@ pub(crate) use video::{EncoderArgs, FrameChoice, VideoArgs};
 const AFTER_HELP: &str = "\
 The two commands most people want:
   secateur caption PICTURES/            a caption beside every picture; run it again to go on
-  secateur ask --image cat.jpg \"What is it?\"
+  secateur ask cat.jpg \"What is it?\"
 
 Every flag can be set by an environment variable SECATEUR_<FLAG> (SECATEUR_MODEL, SECATEUR_BATCH_SIZE)
 and in secateur.toml; a flag wins over the environment, the environment over files.
@@ -85,6 +87,7 @@ pub(crate) enum Command {
     /// Caption pictures and videos: files, folders, globs, or - for paths on stdin
     Caption(Box<CaptionArgs>),
     /// Answer one question about pictures or a video, streamed
+    #[command(override_usage = "secateur ask [OPTIONS] [FILE]... <QUESTION>")]
     Ask(Box<AskArgs>),
     /// Print how a chain of pruners runs on a model
     Explain(Box<ExplainArgs>),

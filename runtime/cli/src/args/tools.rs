@@ -6,26 +6,13 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use super::{ChainArgs, LimitArgs, ModelArgs, SamplingArgs, VideoArgs};
+use super::{AskMedia, ChainArgs, LimitArgs, ModelArgs, SamplingArgs, TraceMedia, VideoArgs};
 
 /// Flags of `ask`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AskArgs {
-    /// The question; @FILE reads a file
-    #[arg(value_name = "QUESTION")]
-    pub(crate) question: String,
-    /// Picture or video, or - for a picture from stdin (may be repeated)
-    #[arg(
-        short = 'i',
-        long,
-        short_alias = 'a',
-        visible_alias = "attachment",
-        value_name = "FILE|-"
-    )]
-    pub(crate) image: Vec<PathBuf>,
-    /// Folder whose pictures are the frames of one video, by name (may be repeated)
-    #[arg(long, value_name = "DIR", help_heading = "Video")]
-    pub(crate) frames: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) media: AskMedia,
     #[command(flatten)]
     pub(crate) video: VideoArgs,
     #[command(flatten)]
@@ -95,12 +82,8 @@ pub(crate) struct TraceArgs {
     pub(crate) model: ModelArgs,
     #[command(flatten)]
     pub(crate) chain: ChainArgs,
-    /// Picture (may be repeated)
-    #[arg(short = 'i', long, value_name = "FILE")]
-    pub(crate) image: Vec<PathBuf>,
-    /// Frames of one video, in order
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
-    pub(crate) frames: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) media: TraceMedia,
     /// Frames a second of --frames
     #[arg(long, value_name = "F", requires = "frames")]
     pub(crate) fps: Option<f64>,

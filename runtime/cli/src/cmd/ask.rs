@@ -9,11 +9,11 @@ use secateur::image::{Limits, decode, load};
 use secateur::{Answer, Clip, Report, Request};
 use serde::Serialize;
 
-use crate::args::AskArgs;
+use crate::args::{AskArgs, Medium};
 use crate::job;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, table};
-use crate::video::{Frames, advice};
+use crate::video::{Frames, advice, is_video};
 
 /// Answers with more or fewer pictures are told apart by this.
 const SCHEMA: &str = "secateur.answer/1";
@@ -32,7 +32,8 @@ struct Line<'a> {
 /// # Errors
 /// What keeps it from answering.
 pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
-    let question = job::text(&args.question)?;
+    let (question, media) = question(&args.media.0)?;
+    let question = job::text(&question)?;
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
     let vlm = job::open(&args.model, console)?;
@@ -43,12 +44,18 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
         .sampling(job::sampling(&args.sampling))
         .max_tokens(args.sampling.max_tokens);
     let frames = Frames::new(&args.video, &vlm, args.sampling.max_tokens, limits);
-    if let Some(path) = args.frames.iter().find(|path| !path.is_dir()) {
-        return Err(usage(format!("--frames {}: expected a folder", path.display())));
-    }
-    let given = args.image.iter().map(|path| (path, secateur::video::is_video(path)));
     let mut most = 0;
-    for (path, is_video) in given.chain(args.frames.iter().map(|path| (path, true))) {
+    for medium in media {
+        let (path, is_video) = match medium {
+            Medium::File(path) | Medium::Word(path) => (path, secateur::video::is_video(path)),
+            Medium::Frames(folder) => {
+                let [path] = folder.as_slice() else { continue };
+                if !path.is_dir() {
+                    return Err(usage(format!("--frames {}: expected a folder", path.display())));
+                }
+                (path, true)
+            }
+        };
         let clip = if is_video { frames.load(path)? } else { picture(path, &limits)? };
         most += if is_video { clip.frames().len() } else { 0 };
         request = vlm.fitted(clip)?.into_iter().fold(request, Request::clip);
@@ -87,6 +94,47 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
         console.note(stats(&answer.report, &vlm.describe()).trim_end());
     }
     Ok(Outcome::Done)
+}
+
+/// The question among what was typed, and the pictures and videos, in their order: of arguments
+/// without a flag, the one that is no file is the question.
+///
+/// # Errors
+/// No question, or several: a usage error that says what to type.
+fn question(typed: &[Medium]) -> Result<(String, Vec<&Medium>)> {
+    let is_named_so = |path: &Path| {
+        let has_space = path.to_string_lossy().contains(char::is_whitespace);
+        !has_space && (is_video(path) || crate::walk::is_picture(path))
+    };
+    let is_file = |path: &Path| path.as_os_str() == "-" || path.exists() || is_named_so(path);
+    let words: Vec<&Path> = typed
+        .iter()
+        .filter_map(|medium| match medium {
+            Medium::Word(path) => Some(path.as_path()),
+            _ => None,
+        })
+        .collect();
+    let asked: Vec<&Path> = match words[..] {
+        // A word that happens to be a file's name as well.
+        [word] if !is_named_so(word) => vec![word],
+        _ => words.into_iter().filter(|word| !is_file(word)).collect(),
+    };
+    let example = "for instance `secateur ask cat.jpg \"What is it?\"`";
+    match asked[..] {
+        [one] => {
+            let question = one.to_str().ok_or_else(|| usage("the question is not UTF-8"))?;
+            let is_medium =
+                |m: &&Medium| !matches!(m, Medium::Word(path) if path.as_path() == one);
+            let media = typed.iter().filter(is_medium);
+            Ok((question.to_owned(), media.collect()))
+        }
+        [] => Err(usage(format!("a question is missing: type it behind the files, {example}"))),
+        [first, second, ..] => Err(usage(format!(
+            "`{}` and `{}` are no files, and one question is asked: put it in quotes, {example}",
+            first.display(),
+            second.display()
+        ))),
+    }
 }
 
 /// A picture from a file or, for `-`, from standard input.

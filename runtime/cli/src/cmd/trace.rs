@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use secateur::image::{Limits, load};
 use secateur::{Clip, Frame, ModelOptions, Request, VideoAdvance, VideoInfo};
 
-use crate::args::{Advance, TraceArgs};
+use crate::args::{Advance, Medium, TraceArgs};
 use crate::hub::Needs;
 use crate::job;
 use crate::outcome::Outcome;
@@ -21,11 +21,11 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
     let mut request = Request::new(&args.prompt).chain(chain).max_tokens(args.max_tokens);
-    for path in &args.image {
-        request = request.clip(load(path, &limits)?);
-    }
-    if !args.frames.is_empty() {
-        request = request.clip(video(&args.frames, args.fps, &limits)?);
+    for medium in &args.media.0 {
+        request = request.clip(match medium {
+            Medium::File(path) | Medium::Word(path) => load(path, &limits)?,
+            Medium::Frames(frames) => video(frames, args.fps, &limits)?,
+        });
     }
     if args.raw_prompt {
         request = request.raw_prompt();
