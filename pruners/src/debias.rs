@@ -269,7 +269,10 @@ fn places(tokens: &TokenMap) -> Vec<Option<f64>> {
 /// `padding`: both, with their defaults.
 fn debiased(params: &Params<'_>) -> Result<Box<dyn Pruner>, ChainError> {
     let expected = "a table with the `type` and the parameters of a pruner that ranks by attention";
+    // Known whatever else is wrong, so that an unknown key is named first.
+    let options = ["trend", "padding"].map(|key| (key, params.get(key)));
     let Some(Value::Table(inner)) = params.get("inner") else {
+        params.finish()?;
         return Err(params.error("inner", expected));
     };
     let Some(Value::String(name)) = inner.get("type") else {
@@ -282,12 +285,8 @@ fn debiased(params: &Params<'_>) -> Result<Box<dyn Pruner>, ChainError> {
     };
     // Checked here, so that errors speak of this pruner; read again by the host.
     Debias::parse(params)?;
-    let mut options = Table::new();
-    for key in ["trend", "padding"] {
-        if let Some(value) = params.get(key) {
-            options.insert(key.into(), value.clone());
-        }
-    }
+    let given = options.into_iter().filter_map(|(key, value)| Some((key, value?.clone())));
+    let mut options: Table = given.map(|(key, value)| (key.to_owned(), value)).collect();
     if options.is_empty() {
         options.insert("trend".into(), Value::Table(Table::new()));
         options.insert("padding".into(), Value::Table(Table::new()));

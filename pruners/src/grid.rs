@@ -95,22 +95,25 @@ impl Pruner for Grid {
     }
 }
 
+/// Rows and columns of the grid of `members` (current tokens, ascending), if they are every cell of
+/// it and nothing else.
+pub(crate) fn raster_of(tokens: &TokenMap, members: &[u32]) -> Option<(usize, usize)> {
+    let first = &tokens.tokens[*members.first()? as usize];
+    let grid = tokens.grid_of(first);
+    let cells = grid.rows as usize * grid.cols as usize;
+    let is_raster = members.len() == cells
+        && members.iter().enumerate().all(|(at, &i)| {
+            let t = &tokens.tokens[i as usize];
+            let cell = t.row as usize * grid.cols as usize + t.col as usize;
+            t.kind == TokenKind::Patch && t.grid == first.grid && cell == at
+        });
+    is_raster.then_some((grid.rows as usize, grid.cols as usize))
+}
+
 /// `k` of `members` (current tokens, ascending) on the lattice of their grid, or spread evenly if
 /// they are not one whole raster. Ascending.
 pub fn lattice_of(tokens: &TokenMap, members: &[u32], k: usize) -> Vec<u32> {
-    let whole = members.first().and_then(|&first| {
-        let first = &tokens.tokens[first as usize];
-        let grid = tokens.grid_of(first);
-        let cells = grid.rows as usize * grid.cols as usize;
-        let is_raster = members.len() == cells
-            && members.iter().enumerate().all(|(at, &i)| {
-                let t = &tokens.tokens[i as usize];
-                let cell = t.row as usize * grid.cols as usize + t.col as usize;
-                t.kind == TokenKind::Patch && t.grid == first.grid && cell == at
-            });
-        is_raster.then_some((grid.rows as usize, grid.cols as usize))
-    });
-    let places = match whole {
+    let places = match raster_of(tokens, members) {
         Some((rows, cols)) => lattice(rows, cols, k),
         None => spread(members.len(), k),
     };

@@ -1,6 +1,6 @@
 //! Parameters that several pruners share, read once and in one way.
 
-use secateur_core::chain::Params;
+use secateur_core::chain::{BUDGET, Params};
 use secateur_core::error::ChainError;
 use secateur_core::model::ModelInfo;
 use secateur_core::prune::{Budget, PositionPolicy};
@@ -24,7 +24,10 @@ pub(crate) fn budget(params: &Params<'_>) -> Result<Option<Budget>, ChainError> 
             Some(r) if (0.0..1.0).contains(&r) => Some(Budget::Share(1.0 - r)),
             _ => return Err(params.error("drop_ratio", "a share in [0, 1)")),
         },
-        Some("retain") => params.count("retain")?.map(Budget::Count),
+        Some("retain") => match params.count("retain")? {
+            Some(0) => return Err(params.error("retain", "a number of tokens from 1 on")),
+            retain => retain.map(Budget::Count),
+        },
         Some("keep") => params.budget("keep")?,
         Some(key) => params.share(key)?.map(Budget::Share),
     })
@@ -33,10 +36,9 @@ pub(crate) fn budget(params: &Params<'_>) -> Result<Option<Budget>, ChainError> 
 /// As [`budget`], where there is no default.
 ///
 /// # Errors
-/// As [`budget`], and if none is given.
+/// As [`budget`]; if none is given, [`Params::finish`] says so.
 pub(crate) fn required_budget(params: &Params<'_>) -> Result<Budget, ChainError> {
-    let expected = "a number of tokens, a share in (0, 1], or \"mass:M\" with M in (0, 1]";
-    budget(params)?.ok_or_else(|| params.error("keep", expected))
+    Ok(budget(params)?.unwrap_or_else(|| params.missing("keep", BUDGET, Budget::Share(1.0))))
 }
 
 /// Tokens that a budget keeps of `count`, for `explain`; `None` if scores decide.

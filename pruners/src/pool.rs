@@ -5,8 +5,10 @@
 //! `k` as that lattice comes; each becomes one token, the mean of its cells weighted by the area
 //! that lies in the rectangle, at the place (and position) of the cell in its centre.
 //!
-//! Tokens that are missing (an earlier stage cut) are left out of the means. Tokens without a cell
-//! (class and merged ones) stay as they are and use up no budget.
+//! Where an earlier stage cut or merged, the tokens that are left are halved across their longer
+//! extent until there are exactly `k` areas of about as many tokens each; every area becomes one
+//! token, the plain mean, at the place of the one nearest its middle. Tokens without a cell (class
+//! and merged ones) count as lying behind the last row.
 
 use secateur_core::chain::Params;
 use secateur_core::error::{ChainError, RunError};
@@ -16,7 +18,7 @@ use secateur_core::prune::{
 };
 use secateur_core::tokens::{TokenKind, TokenMap};
 
-use crate::grid::{count_budget, lattice_shape};
+use crate::grid::{self, count_budget, lattice_shape};
 use crate::options::{self, Positions};
 use crate::registry::Entry;
 use crate::score::{self, Scope, with_structural};
@@ -70,10 +72,11 @@ impl Pruner for Pool {
         Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
     }
 
-    fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
+    fn keeps(&self, _stage: usize, current: usize, entered: usize) -> Option<usize> {
         let keep = options::keeps(&self.budget, current)?;
         let side = (current as f64).sqrt() as usize;
-        if keep == 0 || keep >= current || side * side != current {
+        // Only a picture that is whole lies on the lattice.
+        if keep == 0 || keep >= current || side * side != current || current != entered {
             return Some(keep);
         }
         let (down, across) = lattice_shape(side, side, keep);
@@ -86,15 +89,15 @@ impl Pruner for Pool {
         let mut chosen = Vec::new();
         let mut merges = Vec::new();
         for group in score::groups(tokens, self.scope, &self.budget, &[], by_grid) {
-            let is_cell = |i: &u32| tokens.tokens[*i as usize].kind == TokenKind::Patch;
-            let (cells, others): (Vec<u32>, Vec<u32>) =
-                group.members.iter().partition(|i| is_cell(i));
-            chosen.extend(others);
-            if group.keep >= cells.len() {
-                chosen.extend(cells);
+            if group.keep >= group.members.len() {
+                chosen.extend(group.members);
                 continue;
             }
-            for merge in pool_cells(tokens, &cells, group.keep) {
+            let pooled = match grid::raster_of(tokens, &group.members) {
+                Some(_) => pool_cells(tokens, &group.members, group.keep),
+                None => pool_areas(tokens, group.members, group.keep),
+            };
+            for merge in pooled {
                 chosen.push(merge.target);
                 if merge.terms.len() > 1 {
                     merges.push(merge);
@@ -104,6 +107,51 @@ impl Pruner for Pool {
         merges.sort_by_key(|m| m.target);
         Ok(Selection { kept: with_structural(tokens, chosen), merges, ..Selection::default() })
     }
+}
+
+/// Means over exactly `keep` areas of the tokens that are left of a grid, at least as many.
+fn pool_areas(tokens: &TokenMap, members: Vec<u32>, keep: usize) -> Vec<Merge> {
+    let place = |i: u32| {
+        let t = &tokens.tokens[i as usize];
+        match t.kind {
+            TokenKind::Patch => (t.row, t.col),
+            _ => (tokens.grid_of(t).rows, tokens.grid_of(t).cols),
+        }
+    };
+    let mut open = vec![(members, keep)];
+    let mut merges = Vec::new();
+    while let Some((mut area, parts)) = open.pop() {
+        let spread = |of: &dyn Fn(u32) -> u32| {
+            let values = || area.iter().map(|&i| of(i));
+            values().max().unwrap_or(0) - values().min().unwrap_or(0)
+        };
+        let is_tall = spread(&|i| place(i).0) >= spread(&|i| place(i).1);
+        if parts > 1 {
+            area.sort_by_key(|&i| {
+                let (row, col) = place(i);
+                if is_tall { (row, col, i) } else { (col, row, i) }
+            });
+            // No part gets fewer tokens than it has areas.
+            let half = parts / 2;
+            let rest = area.split_off(area.len() * half / parts);
+            open.extend([(area, half), (rest, parts - half)]);
+            continue;
+        }
+        let count = area.len() as i64;
+        let sum = area.iter().map(|&i| place(i)).fold((0, 0), |sum: (i64, i64), (row, col)| {
+            (sum.0 + i64::from(row), sum.1 + i64::from(col))
+        });
+        let distance = |i: u32| {
+            let (row, col) = place(i);
+            let (dy, dx) = (i64::from(row) * count - sum.0, i64::from(col) * count - sum.1);
+            dy * dy + dx * dx
+        };
+        let Some(&target) = area.iter().min_by_key(|&&i| (distance(i), i)) else { continue };
+        area.sort_unstable();
+        let weight = 1.0 / area.len() as f32;
+        merges.push(Merge { target, terms: area.into_iter().map(|i| (i, weight)).collect() });
+    }
+    merges
 }
 
 /// Means over at most `keep` rectangles of the grid that `cells` (of one grid) lie on.
@@ -183,6 +231,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_left_of_a_grid_pools_to_exactly_the_budget(
+            cut in proptest::collection::vec(any::<bool>(), 90), k in 1usize..60,
+        ) {
+            let map = square(9, 10);
+            let left: Vec<u32> = (0..90).filter(|&i| cut[i as usize]).collect();
+            prop_assume!(k <= left.len());
+            let merges = pool_areas(&map, left.clone(), k);
+            prop_assert_eq!(merges.len(), k);
+            let mut members: Vec<u32> =
+                merges.iter().flat_map(|m| m.terms.iter().map(|t| t.0)).collect();
+            members.sort_unstable();
+            prop_assert_eq!(members, left);
+            prop_assert!(merges.iter().all(|m| m.terms.iter().any(|t| t.0 == m.target)));
+        }
+
         #[test]
         fn every_cell_gives_its_whole_area_and_weights_sum_to_one(
             rows in 1u32..20, cols in 1u32..20, k in 1usize..100,

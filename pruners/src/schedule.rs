@@ -58,7 +58,8 @@ impl Schedule {
                 Amount::Ratios(published_ratios.to_vec())
             }
             (None, None) => {
-                return Err(params.error("ratios", &format!("a list of {drops} shares, or `keep`")));
+                let expected = format!("a list of {drops} shares, or `keep`");
+                Amount::Ratios(params.missing("ratios", &expected, vec![1.0; drops]))
             }
         };
         if let Amount::Ratios(ratios) = &amount {

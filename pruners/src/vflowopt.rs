@@ -25,7 +25,8 @@
 //!   procedure for all.
 //! - F5 (ties open): lower index first.
 //! - F6 (`extra` only estimates the number of cells, the count drifts by a few): as released;
-//!   `exact = true` drops the weakest aggregates until the budget is met.
+//!   `exact = true` drops the weakest aggregates, or regroups fewer tokens, until the budget is
+//!   met.
 //! - F7 (weights may be negative, their sum 0): a sum of 0 or less gives equal weights.
 //! - F8: recycling at the input only. F9 (`keep` solved from a budget is unbounded below): the
 //!   tuner's matter.
@@ -183,6 +184,11 @@ impl VFlowOpt {
         read::token_scores(&self.name, cut, &scores, STRUCTURAL)
     }
 
+    /// Whether stage E leaves `count` tokens as they are.
+    fn keeps_whole(&self, count: usize) -> bool {
+        matches!(self.keep, Budget::Count(keep) if keep >= count)
+    }
+
     /// Stage E.
     fn recycle(&self, cut: &Cut<'_>, memory: &mut Memory) -> Result<Selection, RunError> {
         let tokens = cut.tokens;
@@ -225,7 +231,7 @@ fn parse_stages(
 ) -> Result<Vec<(usize, Budget)>, ChainError> {
     let mut stages: Vec<(usize, Budget)> = Vec::new();
     for table in tables {
-        let layer = table.count("layer")?.ok_or_else(|| table.error("layer", "a layer"))?;
+        let layer = table.count("layer")?.unwrap_or_else(|| table.missing("layer", "a layer", 1));
         let budget = options::required_budget(table)?;
         table.finish()?;
         if stages.last().is_some_and(|&(before, _)| before >= layer) {
@@ -347,23 +353,18 @@ pub struct Recycled {
     pub merges: Vec<Merge>,
 }
 
-/// Stage E on tokens with an importance each.
-pub fn recycle(
+/// The `count` tokens of lowest importance, which tokens are not among them, and one aggregate for
+/// each cell that they fill.
+fn regroup(
     tokens: &TokenMap,
     importance: &[f32],
-    keep: &Budget,
+    count: usize,
     cell: f64,
-    exact: bool,
-) -> Recycled {
-    let n = tokens.len();
-    let removed = removed(keep, importance);
-    // A share of 1 still regroups `extra` tokens, as released; a count of all changes nothing.
-    let is_whole = removed == 0 && matches!(keep, Budget::Count(_));
-    let extra = if is_whole { 0 } else { (n as f64 / (cell * cell)) as usize };
+) -> (Vec<u32>, Vec<bool>, Vec<Merge>) {
     let mut low = rising_order(importance);
-    low.truncate(removed + extra);
+    low.truncate(count);
     low.retain(|&i| tokens.tokens[i as usize].is_candidate());
-    let mut stays = vec![true; n];
+    let mut stays = vec![true; tokens.len()];
     let mut groups: BTreeMap<(u32, u64, u64), Vec<u32>> = BTreeMap::new();
     for &i in &low {
         stays[i as usize] = false;
@@ -384,6 +385,32 @@ pub fn recycle(
         })
         .collect();
     merges.sort_by_key(|m| m.target);
+    (low, stays, merges)
+}
+
+/// Stage E on tokens with an importance each.
+pub fn recycle(
+    tokens: &TokenMap,
+    importance: &[f32],
+    keep: &Budget,
+    cell: f64,
+    exact: bool,
+) -> Recycled {
+    let n = tokens.len();
+    let removed = removed(keep, importance);
+    // A share of 1 still regroups `extra` tokens, as released; a count of all changes nothing.
+    let is_whole = removed == 0 && matches!(keep, Budget::Count(_));
+    let mut extra = if is_whole { 0 } else { (n as f64 / (cell * cell)) as usize };
+    let (low, mut stays, mut merges) = loop {
+        let (low, stays, merges) = regroup(tokens, importance, removed + extra, cell);
+        let staying = stays.iter().filter(|&&s| s).count() + merges.len();
+        let short = (n - removed).saturating_sub(staying);
+        if !exact || short == 0 || extra == 0 {
+            break (low, stays, merges);
+        }
+        // Low tokens that lie close together fill fewer cells than were counted on.
+        extra -= short.min(extra);
+    };
     if exact {
         // The weakest aggregates go first; of equals the lower index.
         let staying = stays.iter().filter(|&&s| s).count() + merges.len();
@@ -437,6 +464,8 @@ impl Pruner for VFlowOpt {
 
     fn keeps(&self, stage: usize, current: usize, _entered: usize) -> Option<usize> {
         let budget = match stage {
+            // How many cells the low tokens fill, the picture decides; a whole count removes none.
+            0 if !self.exact && !self.keeps_whole(current) => return None,
             0 => &self.keep,
             _ => match &self.stages {
                 Stages::Given(stages) => &stages.get(stage - 1)?.1,

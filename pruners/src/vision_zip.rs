@@ -86,7 +86,10 @@ impl VisionZip {
             (Some(dominant), None) => Size::Given { dominant, contextual: contextual.unwrap_or(0) },
             (None, Some(budget)) if contextual.is_none() => Size::Keep(budget),
             (Some(_), Some(_)) => return Err(params.error("dominant", "absent beside a budget")),
-            _ => return Err(params.error("keep", "a budget, or `dominant` in its place")),
+            _ => {
+                let expected = "a budget, or `dominant` in its place";
+                Size::Keep(params.missing("keep", expected, Budget::Share(1.0)))
+            }
         };
         let fallbacks = [("column_mean", true), ("none", false)];
         Ok(Self {
@@ -163,6 +166,19 @@ impl Pruner for VisionZip {
                     .into(),
             });
         }
+        let layer = model.encoder.layers.saturating_sub(1);
+        if !model.encoder.cls && !self.column_mean {
+            let way = match model.offers(&Signal::ColumnMean { layer }) {
+                Ok(()) => "; `fallback = \"column_mean\"` reads the attention received instead",
+                Err(_) => "",
+            };
+            return Err(ChainError::MissingSignal {
+                pruner: self.name.clone(),
+                model: model.name.clone(),
+                signal: Signal::ClsAttention { layer }.to_string(),
+                fallback: format!("; the vision tower has no class token{way}"),
+            });
+        }
         let mut notes = Vec::new();
         let positions = self.positions.resolve(model, &mut notes);
         if self.column_mean && !model.encoder.cls {
@@ -237,7 +253,7 @@ impl Pruner for VisionZip {
             chosen.extend(best.iter().map(|&at| group.members[at as usize]));
             let unit = rest.iter().map(|&i| {
                 let row = read::source(cut, i).and_then(|s| {
-                    let (crop, patch, _) = s.patches[0];
+                    let &(crop, patch, _) = s.patches.first()?;
                     let row = patch as usize + usize::from(model.encoder.cls);
                     keys.get(crop as usize).filter(|k| row < k.nrows()).map(|k| metric(*k, row))
                 });

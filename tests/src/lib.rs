@@ -128,6 +128,11 @@ pub fn workspace_files() -> Vec<PathBuf> {
     files
 }
 
+/// The programs of `docs/sdk.md` are compiled and run as they stand.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/sdk.md")]
+struct SdkGuide;
+
 /// The program of `docs/write-a-pruner.md` is compiled and run as it stands.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/write-a-pruner.md")]

@@ -3,9 +3,8 @@
 //! `cargo run --release -p secateur-examples --bin ask [PICTURE] [QUESTION]`
 
 use std::io::Write;
-use std::path::Path;
 
-use secateur::{ModelSource, Request, Vlm, parse_chain};
+use secateur::{ModelSource, Request, Vlm};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -14,8 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let question = args.next().unwrap_or_else(|| "What is in this picture?".to_owned());
 
     let vlm = Vlm::builder(ModelSource::Embedded).open()?;
-    let mut session = vlm.session().chain(parse_chain("vtc_cls:keep=64")?);
-    let request = Request::new(question).path(Path::new(&picture))?;
+    let mut session = vlm.session().chain("vtc_cls:keep=64");
+    let request = Request::new(question).path(&picture)?;
     let mut stream = session.ask(request)?;
     for piece in stream.by_ref() {
         print!("{}", piece?);

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use secateur::{ModelSource, Request, Vlm, parse_chain};
+use secateur::{ModelSource, Request, Vlm};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let vlm = Vlm::builder(ModelSource::Embedded).open()?;
@@ -18,11 +18,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let chains =
         ["none", "vtc_cls:keep=64", "grid:keep=64", "vtc_cls:keep=128,fastv:layer=2:keep=0.5"];
     let mut requests = Vec::new();
-    for (picture, chain) in pictures.iter().zip(chains.iter().cycle()) {
+    for (picture, chain) in pictures.iter().zip(chains.into_iter().cycle()) {
         let request = Request::new("Describe the image.").path(picture)?;
-        requests.push(request.chain(parse_chain(chain)?));
+        requests.push(request.chain(chain));
     }
-    for (picture, result) in pictures.iter().zip(vlm.batch(requests)) {
+    let answers = vlm.batch_with(requests, |progress| {
+        eprint!("\r{} of {} answered", progress.ended, progress.requests);
+    });
+    eprintln!();
+    for (picture, result) in pictures.iter().zip(answers) {
         let name = picture.file_name().unwrap_or_default().to_string_lossy();
         match result {
             Ok(answer) => println!(

@@ -90,6 +90,37 @@ pub(crate) fn files(named: Option<&Path>) -> Vec<Source> {
     user.map(source(false)).into_iter().chain(local.map(source(true))).chain(named).collect()
 }
 
+/// Variables that programs of this project read beside those of flags.
+const OTHER_VARIABLES: &[&str] = &[
+    "SECATEUR_ISA",
+    "SECATEUR_FULL",
+    "SECATEUR_GOLDEN",
+    "SECATEUR_REQUIRE",
+    "SECATEUR_BENCH_THREADS",
+    "SECATEUR_BENCH_TFLOPS",
+];
+
+/// Variables of the environment that look like a setting and are none, in words.
+pub(crate) fn unknown_variables(command: &clap::Command) -> Vec<String> {
+    let commands = command.get_subcommands().chain([command]);
+    let of_flags = commands.flat_map(clap::Command::get_arguments).filter_map(clap::Arg::get_env);
+    let mut known: Vec<&str> = of_flags.filter_map(std::ffi::OsStr::to_str).collect();
+    known.extend(OTHER_VARIABLES);
+    known.sort_unstable();
+    known.dedup();
+    let set = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let mut unknown: Vec<String> = set
+        .filter(|name| name.starts_with("SECATEUR_") && !known.contains(&name.as_str()))
+        .map(|name| {
+            let nearest = nearest_first(&name, known.iter().copied());
+            let nearest = nearest.first().copied().unwrap_or_default();
+            format!("{name} is set and no setting has that name; did you mean {nearest}?")
+        })
+        .collect();
+    unknown.sort();
+    unknown
+}
+
 impl Settings {
     /// Reads files, lowest precedence first.
     ///

@@ -23,6 +23,9 @@ fn run_with(typed: Vec<OsString>) -> Outcome {
         Err(error) => return refuse(&error),
     };
     let console = Console::new(&cli.global);
+    for warning in config::unknown_variables(&args::command()) {
+        console.note(&warning);
+    }
     let ended = dispatch(cli, &settings, &console);
     ended.unwrap_or_else(|error| {
         let (outcome, is_said) = of_error(&error);

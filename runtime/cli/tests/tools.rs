@@ -110,6 +110,12 @@ fn a_chain_that_does_not_fit_is_a_usage_error_that_says_why() {
         ("fastv:layer=400:keep=0.5", "layers 1 to"),
         ("vtc_cls:kep=3", "keep"),
         ("vct_cls:keep=3", "vtc_cls"),
+        ("vtc_cls:keep=0", "from 1 on"),
+        ("fastv:layer=2:retain=0", "from 1 on"),
+        ("debiased:iner={type=fastv;layer=2;keep=4}", "`iner` is unknown"),
+        ("vflowopt:stages=[{layr=2;keep=0.5}]", "`layr` is unknown"),
+        ("vision_zip:domnant=3", "`domnant` is unknown"),
+        ("pyramid_drop:layers=[1]:ratio_s=[0.5]", "`ratio_s` is unknown"),
         ("fastv:layer=2:keep=8,vtc_cls:keep=4", "order"),
         ("no/such/chain.toml", "chain.toml"),
     ] {
@@ -392,6 +398,59 @@ fn a_hub_id_that_is_not_in_the_cache_has_two_ways_out() {
         assert_eq!(code, 1, "{err}");
         for word in ["not in the hub cache", "hf download tests/tiny", "--features hub"] {
             assert!(err.contains(word), "{word}: {err}");
+        }
+    }
+}
+
+#[test]
+fn a_mistyped_variable_is_named_with_the_nearest_one() {
+    let folder = pictures(0);
+    let explain = |name: &str, args: &[&str]| {
+        let mut command = secateur(folder.path());
+        texts(&command.env(name, "8").arg("explain").args(args).output().unwrap())
+    };
+    let (code, _, err) = explain("SECATEUR_BATCH_SIZ", &[]);
+    assert_eq!(code, 0);
+    assert!(err.contains("SECATEUR_BATCH_SIZ is set"), "{err}");
+    assert!(err.contains("did you mean SECATEUR_BATCH_SIZE?"), "{err}");
+    for (name, args) in
+        [("SECATEUR_BATCH_SIZE", &[][..]), ("SECATEUR_BATCH_SIZ", &["-q"]), ("SECATEURX", &[])]
+    {
+        let (code, _, err) = explain(name, args);
+        assert_eq!((code, err.as_str()), (0, ""), "{name}");
+    }
+}
+
+#[test]
+fn explain_says_what_the_run_keeps_and_which_budgets_cut_nothing() {
+    let folder = pictures(0);
+    let mut square = image::RgbImage::new(256, 256);
+    square.enumerate_pixels_mut().for_each(|(x, y, p)| p.0 = [x as u8, y as u8, (x * y) as u8]);
+    square.save(folder.path().join("s.png")).unwrap();
+    let json = |args: &[&str]| -> serde_json::Value {
+        let (code, out, err) = texts(&run(folder.path(), args));
+        assert_eq!(code, 0, "{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    for (chain, note) in [
+        ("vtc_cls:keep=32,pool:keep=8", None),
+        ("vtc_cls:keep=999,grid:keep=9", Some("`keep=999` cuts nothing: 256 tokens are there")),
+        ("grid:retain=64,fastv:layer=2:keep=64", None),
+    ] {
+        let plan = json(&["explain", "--json", "--prune", chain]);
+        let ask = ["ask", "s.png", "What?", "--max-tokens", "1", "--json", "--prune", chain];
+        let ran = json(&ask);
+        let counts = |of: &serde_json::Value, keys: [&str; 2]| -> Vec<(u64, u64)> {
+            let number = |stage: &serde_json::Value, key: &str| stage[key].as_u64().unwrap();
+            let stages = of.as_array().unwrap().iter();
+            stages.map(|s| (number(s, keys[0]), number(s, keys[1]))).collect()
+        };
+        let planned = counts(&plan["stages"], ["tokens_in", "tokens_kept"]);
+        assert_eq!(planned, counts(&ran["report"]["stages"], ["before", "kept"]), "{chain}");
+        for notes in [&plan["notes"], &ran["report"]["notes"]] {
+            let said = notes.to_string();
+            assert_eq!(said.contains("cuts nothing"), note.is_some(), "{said}");
+            assert!(said.contains(note.unwrap_or_default()), "{said}");
         }
     }
 }

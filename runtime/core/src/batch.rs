@@ -23,7 +23,7 @@ use crate::tensor::Tensor;
 use crate::tokens::TokenMap;
 
 /// What one cut did.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct StageReport {
     /// Index of the chain's entry.
     pub entry: usize,
@@ -40,7 +40,7 @@ pub struct StageReport {
     /// Milliseconds for scoring, selecting and gathering.
     pub ms: f64,
     /// What the pruner has to say about this cut, such as a fallback that it took.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
     /// Original indices that were kept, ascending.
     #[serde(skip)]

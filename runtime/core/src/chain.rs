@@ -22,7 +22,7 @@ use crate::model::ModelInfo;
 use crate::prune::{Plan, Pruner, Site, StagePlan};
 use crate::signal::Signal;
 
-pub use crate::params::{Params, nearest_first};
+pub use crate::params::{BUDGET, Params, nearest_first};
 
 /// One entry of a chain: a pruner's name and its parameters.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,18 @@ pub struct StageSpec {
     pub pruner: String,
     /// All other keys.
     pub params: Table,
+}
+
+impl StageSpec {
+    /// The budget in tokens that it names (itself, or its inner pruner), with its key.
+    fn asked(&self) -> Option<(&'static str, i64)> {
+        let inner = self.params.get("inner").and_then(Value::as_table);
+        [Some(&self.params), inner].into_iter().flatten().find_map(|params| {
+            ["keep", "retain"]
+                .into_iter()
+                .find_map(|key| Some((key, params.get(key)?.as_integer()?)))
+        })
+    }
 }
 
 /// A chain as it was written.
@@ -462,22 +474,59 @@ impl ResolvedChain {
         self.stages.iter().filter(move |s| s.plan.site == site)
     }
 
-    /// The tokens before and after each stage when a picture has `tokens`; `None` where the picture
-    /// decides, and from there on.
+    /// The tokens before and after each stage when a picture of one square crop has `tokens`;
+    /// `None` where the picture decides, and from there on.
     pub fn counts(&self, tokens: usize) -> Vec<(Option<usize>, Option<usize>)> {
-        let (mut current, mut entered) = (Some(tokens), Some(tokens));
+        let (mut current, mut entered) = (Some(tokens), None);
         let mut counts = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
             let before = current;
-            current = before
-                .zip(entered)
-                .and_then(|(current, entered)| stage.pruner.keeps(stage.stage, current, entered));
-            counts.push((before, current));
-            if !matches!(stage.plan.site, Site::Decoder(_)) {
-                entered = current;
+            if entered.is_none() && matches!(stage.plan.site, Site::Decoder(_)) {
+                entered = before;
             }
+            let keeps = |n| stage.pruner.keeps(stage.stage, n, entered.unwrap_or(tokens));
+            current = before.and_then(keeps).filter(|&kept| self.is_above_floor(kept, tokens));
+            counts.push((before, current));
         }
         counts
+    }
+
+    /// Whether the coverage floor of a square picture of `tokens` adds nothing to `kept`. Below
+    /// it the pruner's merges decide how many it adds.
+    fn is_above_floor(&self, kept: usize, tokens: usize) -> bool {
+        let Some(cells) = self.floor else { return true };
+        let blocks = ((tokens as f64).sqrt().ceil() as usize).div_ceil(cells);
+        kept >= blocks * blocks
+    }
+
+    /// The notes of a chain when a picture has `tokens`: those of the pruners, and budgets that
+    /// cut nothing.
+    pub fn notes_of(&self, tokens: usize) -> Vec<String> {
+        let counts = self.counts(tokens);
+        let known = self.stages.iter().zip(&counts).filter_map(|(stage, (before, after))| {
+            Some((stage.entry, (*before)?, (*after)?))
+        });
+        self.notes.iter().cloned().chain(self.idle_budgets(known)).collect()
+    }
+
+    /// Budgets in tokens that cut nothing, in words. `cuts` are the cuts that ran, in order:
+    /// entry, tokens before and after.
+    pub fn idle_budgets(
+        &self,
+        cuts: impl IntoIterator<Item = (usize, usize, usize)>,
+    ) -> Vec<String> {
+        let mut entries: BTreeMap<usize, (usize, usize)> = BTreeMap::new();
+        for (entry, before, after) in cuts {
+            entries.entry(entry).or_insert((before, after)).1 = after;
+        }
+        let idle = entries.into_iter().filter(|(_, (before, after))| before == after);
+        idle.filter_map(|(entry, (before, _))| {
+            let stage = self.spec.stages.get(entry)?;
+            let (key, asked) = stage.asked().filter(|(_, asked)| *asked != before as i64)?;
+            let name = &stage.pruner;
+            Some(format!("{name}: `{key}={asked}` cuts nothing: {before} tokens are there, all stay"))
+        })
+        .collect()
     }
 
     /// The chain as a table for people: per stage the site, the tokens before and after for a
@@ -531,7 +580,7 @@ impl ResolvedChain {
             out.push_str(line.join("  ").trim_end());
             out.push('\n');
         }
-        for note in &self.notes {
+        for note in self.notes_of(tokens) {
             out.push_str(&format!("note       {note}\n"));
         }
         if let Some(cells) = self.floor {

@@ -114,13 +114,20 @@ impl ModelInfo {
     /// The reason, for [`crate::error::ChainError::MissingSignal`].
     pub fn offers(&self, signal: &Signal) -> Result<(), String> {
         let kind = match signal {
-            Signal::ClsAttention { .. } if !self.encoder.cls => {
-                return Err(
-                    "the vision tower has no class token; `fallback = \"column_mean\"` reads \
-                            the attention received instead, `fallback = \"pooling_head\"` that of \
-                            SigLIP's pooling head"
-                        .into(),
-                );
+            Signal::ClsAttention { layer } if !self.encoder.cls => {
+                let ways = [
+                    (
+                        Signal::ColumnMean { layer: *layer },
+                        "; `fallback = \"column_mean\"` reads the attention received instead",
+                    ),
+                    (
+                        Signal::PoolingAttention,
+                        "; `fallback = \"pooling_head\"` reads that of SigLIP's pooling head",
+                    ),
+                ];
+                let offered = ways.iter().filter(|(signal, _)| self.offers(signal).is_ok());
+                let ways: String = offered.map(|(_, way)| *way).collect();
+                return Err(format!("the vision tower has no class token{ways}"));
             }
             Signal::ClsAttention { .. } => SignalKind::ClsAttention,
             Signal::ColumnMean { .. } => SignalKind::ColumnMean,

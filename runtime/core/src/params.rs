@@ -12,18 +12,23 @@ use crate::chain::inline_text;
 use crate::error::ChainError;
 use crate::prune::{Budget, PositionPolicy};
 
+/// What a budget may be.
+pub const BUDGET: &str =
+    "a number of tokens from 1 on, a share in (0, 1], or \"mass:M\" with M in (0, 1]";
+
 /// Reads a pruner's parameters and finds those that it does not have.
 #[derive(Debug)]
 pub struct Params<'a> {
     pruner: &'a str,
     table: &'a Table,
     seen: RefCell<BTreeSet<String>>,
+    missing: RefCell<Option<ChainError>>,
 }
 
 impl<'a> Params<'a> {
     /// Parameters of `pruner`.
     pub fn new(pruner: &'a str, table: &'a Table) -> Self {
-        Self { pruner, table, seen: RefCell::default() }
+        Self { pruner, table, seen: RefCell::default(), missing: RefCell::default() }
     }
 
     /// Name under which the pruner was called.
@@ -45,6 +50,15 @@ impl<'a> Params<'a> {
             expected: expected.to_owned(),
             found: self.table.get(field).map_or_else(|| "absent".to_owned(), inline_text),
         }
+    }
+
+    /// Notes that a key is needed and absent, and stands in for it until [`Params::finish`] says
+    /// so. Reading goes on, so that an unknown key is named first: it may be the needed one,
+    /// misspelt.
+    pub fn missing<T>(&self, key: &str, expected: &str, stand_in: T) -> T {
+        self.seen.borrow_mut().insert(key.to_owned());
+        self.missing.borrow_mut().get_or_insert_with(|| self.error(key, expected));
+        stand_in
     }
 
     /// A non-negative integer.
@@ -192,12 +206,12 @@ impl<'a> Params<'a> {
     /// # Errors
     /// If the value is of another kind or outside its range.
     pub fn budget(&self, key: &str) -> Result<Option<Budget>, ChainError> {
-        let expected = "a number of tokens, a share in (0, 1], or \"mass:M\" with M in (0, 1]";
+        let expected = BUDGET;
         let in_unit = |x: f64| x > 0.0 && x <= 1.0;
         let mass = |text: &str| text.strip_prefix("mass:")?.parse::<f64>().ok();
         match self.get(key) {
             None => Ok(None),
-            Some(Value::Integer(i)) if *i >= 0 => Ok(Some(Budget::Count(*i as usize))),
+            Some(Value::Integer(i)) if *i >= 1 => Ok(Some(Budget::Count(*i as usize))),
             Some(Value::Float(x)) if in_unit(*x) => Ok(Some(Budget::Share(*x))),
             Some(Value::String(s)) if mass(s).is_some_and(in_unit) => Ok(mass(s).map(Budget::Mass)),
             Some(_) => Err(self.error(key, expected)),
@@ -213,14 +227,14 @@ impl<'a> Params<'a> {
         Ok(self.choice("positions", &known)?.unwrap_or(default))
     }
 
-    /// Refuses keys that nobody asked for. Call it last.
+    /// Refuses keys that nobody asked for, and keys that are missing. Call it last.
     ///
     /// # Errors
-    /// The first unknown key, with the nearest known one.
+    /// The first unknown key, with the nearest known one; else the first missing one.
     pub fn finish(&self) -> Result<(), ChainError> {
         let seen = self.seen.borrow();
         let Some(unknown) = self.table.keys().find(|k| !seen.contains(k.as_str())) else {
-            return Ok(());
+            return self.missing.borrow().clone().map_or(Ok(()), Err);
         };
         let known = nearest_first(unknown, seen.iter().map(String::as_str)).join(", ");
         Err(ChainError::Parameter {

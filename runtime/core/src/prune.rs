@@ -345,8 +345,9 @@ pub trait Pruner: Send + Sync + fmt::Debug {
     /// offers the signals is checked by the chain.
     fn plan(&self, model: &ModelInfo) -> Result<Plan, ChainError>;
 
-    /// Tokens that stage `stage` keeps of `current` candidates when `entered` tokens entered the
-    /// decoder, for `explain`; `None` if that depends on the picture.
+    /// Tokens that stage `stage` keeps of `current` candidates of a square crop, for `explain`;
+    /// `None` if that depends on the picture. `entered` are the tokens that entered the decoder;
+    /// at the sites before it, those of the picture before any cut.
     fn keeps(&self, _stage: usize, _current: usize, _entered: usize) -> Option<usize> {
         None
     }

@@ -6,7 +6,7 @@ use secateur_core::batch::StageReport;
 use secateur_core::decode::FinishReason;
 
 /// A finished answer.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Answer {
     /// The text, without special tokens.
     pub text: String,
@@ -20,7 +20,7 @@ pub struct Answer {
 
 /// Wall-clock shares, milliseconds. For a request that ran in a batch they are its share of the
 /// batch, so that the sum over a batch is the batch's time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Times {
     /// Decoding and converting pictures.
     pub decode_image: f64,
@@ -42,8 +42,9 @@ pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// Where tokens and time of a request went.
-#[derive(Clone, Debug, Default, serde::Serialize)]
+/// Where tokens and time of a request went. Read back from JSON it lacks what JSON does not hold:
+/// token maps, scores and logits.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// The chain, as it was written.
     pub chain: String,

@@ -17,9 +17,56 @@ use crate::pipeline::{Account, finish, guarded};
 use crate::request::Request;
 use crate::vlm::Vlm;
 
+/// How far a batch is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Requests of the batch.
+    pub requests: usize,
+    /// Requests whose pictures went through the vision tower, or that failed before.
+    pub encoded: usize,
+    /// Requests that have ended, failed ones included.
+    pub ended: usize,
+    /// Tokens that were generated, over all requests.
+    pub tokens: usize,
+}
+
 impl Vlm {
     /// Answers requests in one pass: different lengths, pictures, chains and sampling may meet.
     pub fn batch(&self, requests: Vec<Request>) -> Vec<Result<Answer, Error>> {
+        self.batch_with(requests, |_| ())
+    }
+
+    /// As [`Vlm::batch`], and says how far it is: after each request's pictures, after the prompts
+    /// were read, after each token of the batch.
+    ///
+    /// ```
+    /// use secateur::{ModelSource, Request, Vlm};
+    /// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+    /// let request = |level: u8| {
+    ///     Request::new("What?").max_tokens(3).rgb("grey", 8, 8, vec![level; 192])
+    /// };
+    /// let mut seen = Vec::new();
+    /// let answers = vlm.batch_with(vec![request(10)?, request(200)?], |p| seen.push(p));
+    /// let last = seen.last().unwrap();
+    /// assert_eq!((last.requests, last.encoded, last.ended), (2, 2, 2));
+    /// assert_eq!(answers.len(), 2);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    pub fn batch_with(
+        &self,
+        requests: Vec<Request>,
+        mut progress: impl FnMut(Progress),
+    ) -> Vec<Result<Answer, Error>> {
+        self.pass(requests, &mut progress)
+    }
+
+    fn pass(
+        &self,
+        requests: Vec<Request>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Vec<Result<Answer, Error>> {
+        let mut so_far = Progress { requests: requests.len(), ..Progress::default() };
         let mut planned: Vec<(ChainSpec, Arc<ResolvedChain>)> = Vec::new();
         let mut results: Vec<Option<Result<Answer, Error>>> = Vec::new();
         let mut generations = Vec::new();
@@ -27,7 +74,7 @@ impl Vlm {
         let mut places = Vec::new();
         for (i, request) in requests.iter().enumerate() {
             let outcome = guarded(|| {
-                let spec = request.chain.clone().unwrap_or_default();
+                let spec = request.chain.clone().unwrap_or_default().spec()?;
                 let chain = match planned.iter().find(|(s, _)| *s == spec) {
                     Some((_, chain)) => chain.clone(),
                     None => {
@@ -47,14 +94,19 @@ impl Vlm {
                     places.push(i);
                     results.push(None);
                 }
-                Err(error) => results.push(Some(Err(error))),
+                Err(error) => {
+                    so_far.ended += 1;
+                    results.push(Some(Err(error)));
+                }
             }
+            so_far.encoded += 1;
+            progress(so_far);
         }
         let size = generations.len();
         for account in &mut accounts {
             account.batch = size;
         }
-        let outcome = guarded(|| self.run(&mut generations, &mut accounts));
+        let outcome = guarded(|| self.run(&mut generations, &mut accounts, so_far, progress));
         match outcome {
             Ok(()) => {
                 for ((place, generation), account) in
@@ -66,7 +118,7 @@ impl Vlm {
             // A panic or a device error hits the whole pass: each request gets its own chance.
             Err(_) if size > 1 => {
                 for &place in &places {
-                    let alone = self.batch(vec![requests[place].clone()]).pop();
+                    let alone = self.pass(vec![requests[place].clone()], &mut |_| ()).pop();
                     results[place] = alone;
                 }
             }
@@ -82,17 +134,30 @@ impl Vlm {
             .collect()
     }
 
-    fn run(&self, generations: &mut [Generation], accounts: &mut [Account]) -> Result<(), Error> {
+    fn run(
+        &self,
+        generations: &mut [Generation],
+        accounts: &mut [Account],
+        before: Progress,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), Error> {
         if generations.is_empty() {
             return Ok(());
         }
         // One request's deadline does not stop the others' prefill; it is looked at per token.
         let control =
             if let [only] = &*generations { only.control.clone() } else { Control::default() };
+        let mut say = |all: &[&mut Generation]| {
+            let ended = before.ended + all.iter().filter(|g| !g.is_running()).count();
+            let tokens = all.iter().map(|g| g.ids.len()).sum();
+            progress(Progress { ended, tokens, ..before });
+        };
         self.prefill(generations, accounts, &control, None)?;
         let mut all: Vec<&mut Generation> = generations.iter_mut().collect();
+        say(&all);
         while all.iter().any(|g| g.is_running()) {
             step(&self.model, &mut all)?;
+            say(&all);
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use secateur_core::error::{ChainError, ConfigError, InputError, RunError, Weight
 
 use crate::answer::Answer;
 
-/// Why a call failed. Match on the variant to know whose fault it is.
+/// Why a call failed: [`Error::kind`] says whose fault it is, the variant holds the details.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -61,6 +61,60 @@ pub enum Error {
     /// A bug: a panic was caught at the boundary of a request.
     #[error("internal error: {0}")]
     Internal(String),
+}
+
+/// Whose fault an error is: what a program decides by. Every [`Error`] has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The model's files, or an encoder in place of its own. Other requests fail as well.
+    Model,
+    /// A picture or video of the request.
+    Picture,
+    /// The chain: it cannot be read, or does not fit the model.
+    Chain,
+    /// The prompt does not fit the pictures or the model.
+    Prompt,
+    /// Prompt and pictures are longer than the model's context: fewer tokens may fit.
+    Context,
+    /// Memory ran out, or a limit on it was reached: a smaller batch or picture may fit.
+    Memory,
+    /// A pruner (of this crate or the caller's) broke a rule at a cut.
+    Pruner,
+    /// A layer gave NaN or infinity.
+    NotFinite,
+    /// Cancelled, or past the deadline.
+    Cancelled,
+    /// The device refused.
+    Device,
+    /// A bug of this crate.
+    Internal,
+}
+
+impl Error {
+    /// Whose fault it is.
+    ///
+    /// ```
+    /// use secateur::{ErrorKind, Request};
+    /// let error = Request::new("What?").encoded("upload", b"no picture").unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Picture);
+    /// ```
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Config(_) | Error::Weights(_) | Error::Encoder(_) | Error::Model { .. } => {
+                ErrorKind::Model
+            }
+            Error::Image(_) => ErrorKind::Picture,
+            Error::Chain(_) => ErrorKind::Chain,
+            Error::Context { .. } => ErrorKind::Context,
+            Error::NonFinite { .. } => ErrorKind::NotFinite,
+            Error::Cancelled { .. } => ErrorKind::Cancelled,
+            Error::Run(RunError::Prompt(_)) => ErrorKind::Prompt,
+            Error::Run(RunError::Selection { .. }) => ErrorKind::Pruner,
+            Error::Run(RunError::Device(_)) => ErrorKind::Device,
+            Error::Run(_) | Error::Internal(_) => ErrorKind::Internal,
+        }
+    }
 }
 
 impl From<secateur_models::LoadError> for Error {

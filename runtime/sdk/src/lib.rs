@@ -1,13 +1,13 @@
 //! secateur runs vision-language models and prunes their visual tokens.
 //!
 //! Open a model ([`Vlm`]), ask in a [`Session`] or a batch, name a chain of pruners, and read in
-//! the [`Report`] what was kept and what it cost.
+//! the [`Report`] what was kept and what it cost. `docs/sdk.md` of the repository is a guide.
 //!
 //! ```
-//! use secateur::{ModelSource, Request, Vlm, parse_chain};
+//! use secateur::{ModelSource, Request, Vlm};
 //! let vlm = Vlm::builder(ModelSource::Embedded).open()?;
-//! let chain = parse_chain("vtc_cls:keep=64,fastv:layer=2:keep=0.5")?;
-//! println!("{}", vlm.explain(&chain)?);
+//! let chain = "vtc_cls:keep=64,fastv:layer=2:keep=0.5";
+//! println!("{}", vlm.explain(chain)?);
 //! let grey = vec![128u8; 160 * 120 * 3];
 //! let mut session = vlm.session().chain(chain);
 //! let request = Request::new("Describe the image.").rgb("grey", 160, 120, grey)?.max_tokens(4);
@@ -19,6 +19,7 @@
 
 mod answer;
 mod batch;
+mod chains;
 mod embedded;
 mod error;
 mod frames;
@@ -32,8 +33,10 @@ mod source;
 pub mod trace;
 mod vlm;
 
+pub use batch::Progress;
 pub use answer::{Answer, Report, Times};
-pub use error::Error;
+pub use chains::{ChainSource, Setting, Stage, chain};
+pub use error::{Error, ErrorKind};
 pub use outline::Outline;
 pub use request::Request;
 pub use secateur_core::batch::StageReport;
@@ -63,6 +66,24 @@ pub use secateur_models::{ModelOptions, VideoAdvance};
 pub use session::{Session, Stream};
 pub use source::{ModelSource, hub_cache};
 pub use vlm::{EncoderParts, Vlm, VlmBuilder, parse_chain};
+
+/// What an encoder of the caller is written with: see [`VlmBuilder::encoder`].
+pub mod encoder {
+    pub use secateur_core::clip::Grid;
+    pub use secateur_core::error::RunError;
+    pub use secateur_core::model::{
+        Control, Encoded, Encoder, EncoderInfo, Pixels, SignalKind, TowerSpec,
+    };
+    pub use secateur_core::ops::Ops;
+    pub use secateur_core::signal::{CropPixels, CropSignals, Signal};
+    pub use secateur_core::tensor::Tensor;
+    pub use secateur_core::weights::Weights;
+
+    pub use crate::vlm::EncoderParts;
+}
+
+/// The crate of the arrays that [`Request::array`] takes and that signals are.
+pub use ndarray;
 
 /// The files of the built-in model.
 pub use secateur_models::embedded as built_in;

@@ -6,7 +6,7 @@
 //!   (or a named shape, which has none) can be asked.
 //! - Tokens are counted by the processor and the layout that a run uses: the counts are a run's.
 
-use secateur_core::chain::{ChainSpec, Registry, ResolvedChain};
+use secateur_core::chain::{Registry, ResolvedChain};
 use secateur_core::clip::Clip;
 use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
@@ -15,16 +15,17 @@ use secateur_core::tokens::TokenMap;
 use secateur_models::registry::Description;
 use secateur_models::{FamilyEntry, ModelOptions};
 
+use crate::chains::ChainSource;
 use crate::error::Error;
 
 /// A model that is described and not loaded. From [`crate::VlmBuilder::outline`].
 ///
 /// ```
-/// use secateur::{Clip, ModelSource, Vlm, parse_chain};
+/// use secateur::{Clip, ModelSource, Vlm};
 /// let outline = Vlm::builder(ModelSource::Embedded).outline()?;
 /// let picture = Clip::picture("grey", 640, 480, vec![128u8; 640 * 480 * 3])?;
 /// assert_eq!(outline.tokens(&[picture])?.len(), 256);
-/// assert!(outline.explain(&parse_chain("vtc_cls:keep=64")?)?.contains("256 -> 64"));
+/// assert!(outline.explain("vtc_cls:keep=64")?.contains("256 -> 64"));
 /// # Ok::<(), secateur::Error>(())
 /// ```
 #[derive(Debug)]
@@ -62,16 +63,16 @@ impl Outline {
     ///
     /// # Errors
     /// Unknown pruners and parameters, layers and signals that the model does not have.
-    pub fn resolve(&self, spec: &ChainSpec) -> Result<ResolvedChain, Error> {
-        Ok(self.registry.build(spec.clone())?.resolve(self.info())?)
+    pub fn resolve(&self, chain: impl Into<ChainSource>) -> Result<ResolvedChain, Error> {
+        Ok(self.registry.build(chain.into().spec()?)?.resolve(self.info())?)
     }
 
     /// The planned chain as a table for people.
     ///
     /// # Errors
     /// As [`Outline::resolve`].
-    pub fn explain(&self, spec: &ChainSpec) -> Result<String, Error> {
-        Ok(self.resolve(spec)?.explain(self.info(), self.info().visual_tokens))
+    pub fn explain(&self, chain: impl Into<ChainSource>) -> Result<String, Error> {
+        Ok(self.resolve(chain)?.explain(self.info(), self.info().visual_tokens))
     }
 
     /// The visual tokens of the pictures and videos of one request.

@@ -247,6 +247,13 @@ fn check_words(model: &Model, request: &Request) -> Result<(), Error> {
     Ok(())
 }
 
+/// The notes of a chain and of its cuts, each once.
+fn notes(sequence: &Sequence) -> Vec<String> {
+    let cuts = sequence.stages.iter().map(|s| (s.entry, s.before, s.kept));
+    let idle = sequence.chain.idle_budgets(cuts);
+    sequence.chain.notes.iter().cloned().chain(idle).collect()
+}
+
 /// The answer of a generation that has ended (or was stopped).
 pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Account) -> Answer {
     let sequence = &mut generation.sequence;
@@ -267,7 +274,7 @@ pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Accou
         kv_bytes: sequence.cache.bytes(),
         peak_bytes: peak_bytes(),
         batch: account.batch,
-        notes: sequence.chain.notes.clone(),
+        notes: notes(sequence),
         pictures: account.pictures.clone(),
         dense: account.dense.clone(),
         logits: generation.logits.take().unwrap_or_default(),

@@ -1,13 +1,16 @@
 //! A request: pictures, a question, a chain, and how to answer.
 
+use std::path::Path;
 use std::time::Instant;
 
 use ndarray::ArrayView3;
-use secateur_core::chain::ChainSpec;
 use secateur_core::clip::{Clip, Frame, VideoInfo};
 use secateur_core::decode::Sampling;
 use secateur_core::error::InputError;
 use secateur_core::model::{CancelToken, Control};
+use secateur_encoders::image;
+
+use crate::chains::ChainSource;
 
 /// One question about some pictures. Built up, then given to a session or a batch.
 ///
@@ -23,7 +26,7 @@ pub struct Request {
     pub(crate) system: Option<String>,
     pub(crate) turns: Vec<(String, String)>,
     pub(crate) clips: Vec<Clip>,
-    pub(crate) chain: Option<ChainSpec>,
+    pub(crate) chain: Option<ChainSource>,
     pub(crate) sampling: Sampling,
     pub(crate) max_tokens: usize,
     pub(crate) stop: Vec<String>,
@@ -54,7 +57,8 @@ impl Request {
         }
     }
 
-    /// Adds a picture (or video) that was loaded before. The order is the prompt's.
+    /// Adds a picture (or video) that was loaded before. The order is the prompt's; in a raw
+    /// prompt each placeholder takes the next clip of its kind.
     #[must_use]
     pub fn clip(mut self, clip: Clip) -> Self {
         self.clips.push(clip);
@@ -65,9 +69,8 @@ impl Request {
     ///
     /// # Errors
     /// A side of zero.
-    pub fn image(self, picture: &image::DynamicImage) -> Result<Self, crate::Error> {
-        let clip = secateur_encoders::image::from_dynamic("picture", picture)?;
-        Ok(self.clip(clip))
+    pub fn image(self, picture: &::image::DynamicImage) -> Result<Self, crate::Error> {
+        Ok(self.clip(image::from_dynamic("picture", picture)?))
     }
 
     /// Adds a picture from raw RGB bytes, `[height, width, 3]`.
@@ -119,24 +122,48 @@ impl Request {
     /// # Errors
     /// Whatever is wrong with the file; without the feature `video`, that it is missing.
     pub fn video(
-        mut self,
-        path: &std::path::Path,
+        self,
+        path: impl AsRef<Path>,
         options: &crate::VideoOptions,
     ) -> Result<Self, crate::Error> {
-        let start = Instant::now();
-        let clip = secateur_encoders::video::load(path, options)?;
-        self.decode_image_ms += start.elapsed().as_secs_f64() * 1e3;
-        Ok(self.clip(clip))
+        self.decoded(|| Ok(secateur_encoders::video::load(path.as_ref(), options)?))
     }
 
     /// Loads a picture from a file, upright as its EXIF data says.
     ///
     /// # Errors
     /// Whatever is wrong with the file.
-    pub fn path(mut self, path: &std::path::Path) -> Result<Self, crate::Error> {
+    pub fn path(self, path: impl AsRef<Path>) -> Result<Self, crate::Error> {
+        self.decoded(|| Ok(image::load(path.as_ref(), &image::Limits::default())?))
+    }
+
+    /// Adds a picture from the bytes of a file (JPEG, PNG and the other formats that are read),
+    /// upright as its EXIF data says. `label` names it in errors.
+    ///
+    /// ```
+    /// # let mut png = std::io::Cursor::new(Vec::new());
+    /// # image::RgbImage::new(8, 8).write_to(&mut png, image::ImageFormat::Png).unwrap();
+    /// # let upload = png.into_inner();
+    /// use secateur::Request;
+    /// let request = Request::new("What is this?").encoded("upload", &upload)?;
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Bytes that are no picture, one that is damaged, or larger than the limits of
+    /// [`crate::image::Limits::default`]; for other limits: [`crate::image::decode`] and
+    /// [`Request::clip`].
+    pub fn encoded(self, label: &str, bytes: &[u8]) -> Result<Self, crate::Error> {
+        self.decoded(|| Ok(image::decode(label, bytes, &image::Limits::default())?))
+    }
+
+    /// Adds a clip, and the time that it took to get it.
+    fn decoded(
+        mut self,
+        load: impl FnOnce() -> Result<Clip, crate::Error>,
+    ) -> Result<Self, crate::Error> {
         let start = Instant::now();
-        let clip =
-            secateur_encoders::image::load(path, &secateur_encoders::image::Limits::default())?;
+        let clip = load()?;
         self.decode_image_ms += start.elapsed().as_secs_f64() * 1e3;
         Ok(self.clip(clip))
     }
@@ -155,10 +182,17 @@ impl Request {
         self
     }
 
-    /// Sets the chain of this request; without it the session's, or none.
+    /// Sets the chain of this request; without it the session's, or none. A text is read as
+    /// [`crate::parse_chain`] reads it; what is wrong with it shows when the request runs.
+    ///
+    /// ```
+    /// use secateur::{Request, Stage, chain};
+    /// let request = Request::new("What is this?").chain("vtc_cls:keep=64");
+    /// let same = Request::new("What is this?").chain(chain(Stage::new("vtc_cls").keep(64)));
+    /// ```
     #[must_use]
-    pub fn chain(mut self, chain: ChainSpec) -> Self {
-        self.chain = Some(chain);
+    pub fn chain(mut self, chain: impl Into<ChainSource>) -> Self {
+        self.chain = Some(chain.into());
         self
     }
 

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
-use secateur_core::chain::{ChainSpec, ResolvedChain};
+use secateur_core::chain::ResolvedChain;
 use secateur_core::prune::Memory;
 
 use crate::answer::Answer;
+use crate::chains::ChainSource;
 use crate::error::Error;
 use crate::generate::{Generation, step};
 use crate::pipeline::{Account, finish, guarded};
@@ -19,20 +20,20 @@ use crate::vlm::Vlm;
 #[derive(Debug)]
 pub struct Session {
     vlm: Vlm,
-    chain: ChainSpec,
+    chain: ChainSource,
     resolved: Option<Arc<ResolvedChain>>,
     memories: Vec<Memory>,
 }
 
 impl Session {
     pub(crate) fn new(vlm: Vlm) -> Self {
-        Self { vlm, chain: ChainSpec::default(), resolved: None, memories: Vec::new() }
+        Self { vlm, chain: ChainSource::default(), resolved: None, memories: Vec::new() }
     }
 
-    /// Sets the chain of requests that bring none.
+    /// Sets the chain of requests that bring none: as [`Request::chain`].
     #[must_use]
-    pub fn chain(mut self, chain: ChainSpec) -> Self {
-        self.chain = chain;
+    pub fn chain(mut self, chain: impl Into<ChainSource>) -> Self {
+        self.chain = chain.into();
         self
     }
 
@@ -51,11 +52,11 @@ impl Session {
     /// # Errors
     /// As [`Vlm::resolve`].
     pub(crate) fn plan(&mut self, request: &Request) -> Result<Arc<ResolvedChain>, Error> {
-        let spec = request.chain.as_ref().unwrap_or(&self.chain);
-        if let Some(resolved) = self.resolved.as_ref().filter(|r| r.spec == *spec) {
+        let spec = request.chain.as_ref().unwrap_or(&self.chain).spec()?;
+        if let Some(resolved) = self.resolved.as_ref().filter(|r| r.spec == spec) {
             return Ok(resolved.clone());
         }
-        let resolved = self.vlm.resolve(spec)?;
+        let resolved = self.vlm.resolve(&spec)?;
         self.memories = (0..resolved.entries).map(|_| Memory::default()).collect();
         self.resolved = Some(resolved.clone());
         Ok(resolved)
@@ -98,12 +99,23 @@ impl Session {
     }
 }
 
-/// An answer in the making: an iterator of text pieces. Dropping it cancels.
+/// An answer in the making: an iterator of text pieces. Dropping it cancels. `Send`: a thread may
+/// make it and another read it.
 pub struct Stream<'a> {
     session: &'a mut Session,
     generation: Generation,
     account: Account,
     done: bool,
+}
+
+impl std::fmt::Debug for Stream<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream")
+            .field("text", &self.generation.text)
+            .field("tokens", &self.generation.ids.len())
+            .field("finish", &self.generation.finish)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Iterator for Stream<'_> {

@@ -3,20 +3,23 @@
 use std::sync::Arc;
 
 use secateur_core::chain::{Build, Chain, ChainSpec, Registry, ResolvedChain};
+use secateur_core::clip::Clip;
 use secateur_core::error::ChainError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{
-    Encoder, EncoderInfo, Family, ModelInfo, Processor, ProcessorOptions, TowerSpec,
+    Encoder, EncoderInfo, Family, ModelInfo, Pixels, Processor, ProcessorOptions, TowerSpec,
 };
 use secateur_core::ops::cpu::CpuOps;
 use secateur_core::ops::{Ops, Precision};
+use secateur_core::tokens::TokenMap;
 use secateur_core::weights::Weights;
 use secateur_models::ModelOptions;
 use secateur_models::registry::{FamilyEntry, LoadedModel};
 use secateur_models::text::TextModel;
 
+use crate::chains::ChainSource;
 use crate::error::Error;
-use crate::outline::Outline;
+use crate::outline::{Outline, pixels};
 use crate::session::Session;
 use crate::source::ModelSource;
 
@@ -67,7 +70,7 @@ impl std::fmt::Debug for EncoderParts<'_> {
     }
 }
 
-type MakeEncoder = Box<dyn FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error>>;
+type MakeEncoder = Box<dyn FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + Send>;
 
 /// Settings of a model that is about to be opened.
 pub struct VlmBuilder {
@@ -113,8 +116,8 @@ impl Vlm {
     ///
     /// # Errors
     /// Unknown pruners and parameters, layers and signals that the model does not have.
-    pub fn resolve(&self, spec: &ChainSpec) -> Result<Arc<ResolvedChain>, Error> {
-        let chain: Chain = self.model.registry.build(spec.clone())?;
+    pub fn resolve(&self, chain: impl Into<ChainSource>) -> Result<Arc<ResolvedChain>, Error> {
+        let chain: Chain = self.model.registry.build(chain.into().spec()?)?;
         Ok(Arc::new(chain.resolve(self.info())?))
     }
 
@@ -122,8 +125,35 @@ impl Vlm {
     ///
     /// # Errors
     /// As [`Vlm::resolve`].
-    pub fn explain(&self, spec: &ChainSpec) -> Result<String, Error> {
-        Ok(self.resolve(spec)?.explain(self.info(), self.info().visual_tokens))
+    ///
+    /// ```
+    /// use secateur::{ModelSource, Vlm};
+    /// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+    /// assert!(vlm.explain("vtc_cls:keep=64")?.contains("256 -> 64"));
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    pub fn explain(&self, chain: impl Into<ChainSource>) -> Result<String, Error> {
+        Ok(self.resolve(chain)?.explain(self.info(), self.info().visual_tokens))
+    }
+
+    /// The visual tokens of the pictures and videos of one request, before any cut; nothing runs.
+    ///
+    /// ```
+    /// use secateur::{Clip, ModelSource, Vlm};
+    /// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+    /// let picture = Clip::picture("grey", 640, 480, vec![128u8; 640 * 480 * 3])?;
+    /// assert_eq!(vlm.tokens(&[picture])?.len(), 256);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A picture that the model cannot take, or too many of them.
+    pub fn tokens(&self, clips: &[Clip]) -> Result<TokenMap, Error> {
+        let model = &*self.model;
+        let clips: Vec<&Clip> = clips.iter().collect();
+        let pixels = pixels(&*model.processor, &clips, &model.options)?;
+        let views: Vec<&Pixels> = pixels.iter().collect();
+        Ok(model.family.layout(&views)?.map)
     }
 
     /// A stream of requests: an episode for pruners that carry state.
@@ -153,6 +183,20 @@ pub fn parse_chain(text: &str) -> Result<ChainSpec, Error> {
     let content = std::fs::read_to_string(text)
         .map_err(|e| ChainError::Parse { text: text.to_owned(), reason: e.to_string() })?;
     Ok(ChainSpec::from_toml(text, &content)?)
+}
+
+impl std::fmt::Debug for VlmBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VlmBuilder")
+            .field("source", &self.source)
+            .field("precision", &self.precision)
+            .field("threads", &self.threads)
+            .field("options", &self.options)
+            .field("load", &self.load)
+            .field("registry", &self.registry)
+            .field("own_encoder", &self.encoder.is_some())
+            .finish()
+    }
 }
 
 impl VlmBuilder {
@@ -197,7 +241,7 @@ impl VlmBuilder {
     #[must_use]
     pub fn encoder(
         mut self,
-        make: impl FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + 'static,
+        make: impl FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + Send + 'static,
     ) -> Self {
         self.encoder = Some(Box::new(make));
         self

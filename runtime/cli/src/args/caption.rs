@@ -65,7 +65,7 @@ pub(crate) struct CaptionArgs {
     #[arg(short, long, help_heading = "Selection")]
     pub(crate) recursive: bool,
     /// Take files that match, instead of the known types (may be repeated)
-    #[arg(short, long, value_name = "GLOB", help_heading = "Selection")]
+    #[arg(short = 'I', long, value_name = "GLOB", help_heading = "Selection")]
     pub(crate) include: Vec<String>,
     /// Leave out files and folders that match (may be repeated)
     #[arg(short = 'E', long, value_name = "GLOB", help_heading = "Selection")]

@@ -17,7 +17,7 @@ struct Explained<'a> {
     model: &'a secateur::ModelInfo,
     chain: String,
     stages: Vec<Stage>,
-    notes: &'a [String],
+    notes: Vec<String>,
     floor: Option<usize>,
 }
 
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &ExplainArgs, console: &Console) -> Result<Outcome> {
         model: &info,
         chain: spec.to_string(),
         stages,
-        notes: &resolved.notes,
+        notes: resolved.notes_of(info.visual_tokens),
         floor: resolved.floor,
     })?;
     Ok(Outcome::Done)
