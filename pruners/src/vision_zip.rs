@@ -205,7 +205,11 @@ impl Pruner for VisionZip {
                 keep => keep,
             },
         };
-        let cls = self.cls_token && !self.column_mean;
+        // Whether there is a class row, only the model says; with the fallback there may be none.
+        if self.cls_token && self.column_mean {
+            return None;
+        }
+        let cls = self.cls_token;
         let (patches, contextual) = self.shares(cls, keep);
         let patches = patches.min(current);
         Some(usize::from(cls) + patches + contextual.min(current - patches))

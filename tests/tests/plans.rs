@@ -15,8 +15,9 @@ use secateur_tests::golden;
 const ENTRIES: &[&str] = &[
     "vtc_cls:keep={n}:fallback=column_mean",
     "vtc_cls:keep={s}:fallback=column_mean:layer=1",
-    "vision_zip:keep={n}:fallback=column_mean",
+    "vision_zip:keep={n}",
     "vision_zip:dominant={n}:contextual=2:fallback=column_mean",
+    "vision_zip:keep={n}:cls_token=false:fallback=column_mean",
     "div_prune:keep={n}",
     "cd_pruner:keep={s}",
     "random:keep={s}",
