@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use secateur::{Error, InputError, RunError};
+use secateur::{Error, InputError};
 
 use crate::record::{ErrorInfo, ErrorKind};
 
@@ -42,7 +42,7 @@ pub(crate) fn of_run(error: &Error, path: &Path) -> ErrorInfo {
         Error::Context { .. } => ErrorKind::ContextOverflow,
         Error::NonFinite { .. } => ErrorKind::NonFinite,
         Error::Cancelled { .. } => ErrorKind::Timeout,
-        Error::Run(RunError::Device(reason)) if reason.contains("memory") => ErrorKind::OutOfMemory,
+        Error::Memory(_) => ErrorKind::OutOfMemory,
         _ => ErrorKind::Internal,
     };
     ErrorInfo::new(kind, format!("{}: {}", path.display(), Causes(error)))

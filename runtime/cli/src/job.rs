@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use secateur::image::Limits;
 use secateur::{
-    ChainSpec, GgufPair, ImageAspect, ImageBackend, ModelSource, Outline, Precision,
+    ChainSpec, Clip, GgufPair, ImageAspect, ImageBackend, Load, ModelSource, Outline, Precision,
     ProcessorOptions, ResolvedChain, Sampling, Vlm, VlmBuilder,
 };
 
@@ -126,6 +126,48 @@ pub(crate) fn fetch(args: &ModelArgs, console: &Console) -> Result<()> {
 pub(crate) fn open(args: &ModelArgs, console: &Console) -> Result<Vlm> {
     let name = args.model.as_deref().unwrap_or("the built-in model");
     builder(args, Needs::Weights, console)?.open().with_context(|| format!("cannot open {name}"))
+}
+
+/// The requests of a load that `--max-memory` has room for in one pass, by what a model's small
+/// files say; `None` without the flag.
+///
+/// # Errors
+/// Not even one fits: says what it needs. What is wrong with the model's files.
+pub(crate) fn most_requests(
+    model: &ModelArgs,
+    limits: &LimitArgs,
+    chain: &ChainSpec,
+    load: &Load,
+    console: &Console,
+) -> Result<Option<usize>> {
+    let Some(limit) = limits.max_memory else { return Ok(None) };
+    let outline = builder(model, Needs::Description, console)?;
+    let outline = self::outline(outline, model.model.as_deref(), None)?;
+    // A chain that does not fit, or only with an encoder that is not loaded yet, is judged later.
+    let none = ChainSpec::default();
+    let chain = if outline.resolve(chain).is_ok() { chain } else { &none };
+    // What a usual photo becomes, where the size of a picture decides.
+    let photo = Clip::picture("a photo", 1600, 1200, vec![0u8; 1600 * 1200 * 3])?;
+    let visual = outline.tokens(&[photo])?.len().max(outline.info().visual_tokens);
+    let load = Load { visual_tokens: Some(load.visual_tokens.unwrap_or(visual)), ..*load };
+    if let Some(most) = outline.most_requests(chain, &load, limit)? {
+        return Ok(Some(most));
+    }
+    let need = outline.forecast(chain, &Load { requests: 1, ..load })?;
+    anyhow::bail!(
+        "--max-memory {:.0} MiB is not enough: one picture at a time needs about {need}; give it \
+         more, decode fewer pictures at once (--jobs), or keep fewer tokens (--prune)",
+        limit as f64 / 1048576.0
+    )
+}
+
+/// [`open`], if `--max-memory` has room for a request without a chain.
+///
+/// # Errors
+/// As [`open`] and [`most_requests`].
+pub(crate) fn open_within(model: &ModelArgs, limits: &LimitArgs, console: &Console) -> Result<Vlm> {
+    most_requests(model, limits, &ChainSpec::default(), &Load::default(), console)?;
+    open(model, console)
 }
 
 /// Reads what a model, or a named shape, is; none of its weights.

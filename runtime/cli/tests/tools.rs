@@ -454,3 +454,35 @@ fn explain_says_what_the_run_keeps_and_which_budgets_cut_nothing() {
         }
     }
 }
+
+#[test]
+fn a_limit_on_memory_makes_batches_smaller_or_says_what_is_needed() {
+    let folder = pictures(3);
+    let caption = |limit: &str| {
+        let args = ["caption", "in", "--format", "jsonl", "--max-tokens", "2", "--max-memory", limit];
+        texts(&run(folder.path(), &[&args[..], &["--jobs", "1"]].concat()))
+    };
+    let (code, out, err) = caption("16GiB");
+    assert_eq!((code, out.lines().count()), (0, 3), "{err}");
+    assert!(!err.contains("--max-memory"), "{err}");
+    let (code, out, err) = caption("1MiB");
+    assert_eq!((code, out.as_str()), (1, ""), "{err}");
+    for word in ["--max-memory 1 MiB", "needs about", "weights", "keys and values", "pictures"] {
+        assert!(err.contains(word), "{word}: {err}");
+    }
+    // Between the two lies a limit that one request fits and a usual batch does not.
+    let need = |err: &str| {
+        let mib = err.split("needs about ").nth(1).unwrap().split(' ').next().unwrap();
+        mib.parse::<u64>().unwrap()
+    };
+    let (code, out, err) = caption(&format!("{}MiB", need(&err) + 2));
+    assert_eq!((code, out.lines().count()), (0, 3), "{err}");
+    assert!(err.contains("in one pass instead of 8"), "{err}");
+    for command in ["ask", "inspect"] {
+        let mut args = vec![command, "-i", "in/000.png", "--max-memory", "1MiB"];
+        args.extend(if command == "ask" { vec!["What?"] } else { vec!["--out", "o.png"] });
+        let (code, _, err) = texts(&run(folder.path(), &args));
+        assert_eq!(code, 1, "{err}");
+        assert!(err.contains("needs about"), "{err}");
+    }
+}

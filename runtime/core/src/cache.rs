@@ -24,6 +24,7 @@ pub enum CacheValues {
 
 impl CacheValues {
     fn zeros(dtype: DType, len: usize) -> Self {
+        crate::memory::ensure_of::<f32>(len);
         match dtype {
             DType::F32 => CacheValues::F32(vec![0.0; len]),
             DType::Bf16 | DType::F16 => CacheValues::Bf16(vec![0; len]),

@@ -15,6 +15,7 @@ pub mod decode;
 pub mod error;
 pub mod files;
 mod floor;
+pub mod memory;
 pub mod model;
 pub mod ops;
 mod params;

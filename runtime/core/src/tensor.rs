@@ -81,6 +81,7 @@ impl Tensor {
     /// A host tensor `[rows, cols]` of zeros.
     pub fn zeros(rows: usize, cols: usize) -> Self {
         let lines = (rows * cols).div_ceil(16);
+        crate::memory::ensure_of::<Line>(lines);
         Self { rows, cols, storage: Storage::Host(vec![Line([0.0; 16]); lines]) }
     }
 
@@ -121,7 +122,11 @@ impl Tensor {
     /// large enough: scratch tensors live as long as a request and are resized per layer.
     pub fn resize(&mut self, rows: usize, cols: usize) {
         let Storage::Host(lines) = &mut self.storage;
-        lines.resize((rows * cols).div_ceil(16), Line([0.0; 16]));
+        let len = (rows * cols).div_ceil(16);
+        if len > lines.capacity() {
+            crate::memory::ensure_of::<Line>(len);
+        }
+        lines.resize(len, Line([0.0; 16]));
         self.rows = rows;
         self.cols = cols;
     }

@@ -1,6 +1,7 @@
 //! The one error of the SDK: what went wrong, whose fault it is, and what was done until then.
 
 use secateur_core::error::{ChainError, ConfigError, InputError, RunError, WeightsError};
+use secateur_core::memory::OutOfMemory;
 
 use crate::answer::Answer;
 
@@ -55,6 +56,9 @@ pub enum Error {
         /// Text and report up to then, if the prompt had been read.
         partial: Option<Box<Answer>>,
     },
+    /// The system refused memory: a smaller batch, picture or model may fit.
+    #[error("{}: a smaller batch, a smaller picture or fewer tokens may fit", .0)]
+    Memory(OutOfMemory),
     /// Anything else that a run reports.
     #[error(transparent)]
     Run(RunError),
@@ -109,6 +113,7 @@ impl Error {
             Error::Context { .. } => ErrorKind::Context,
             Error::NonFinite { .. } => ErrorKind::NotFinite,
             Error::Cancelled { .. } => ErrorKind::Cancelled,
+            Error::Memory(_) => ErrorKind::Memory,
             Error::Run(RunError::Prompt(_)) => ErrorKind::Prompt,
             Error::Run(RunError::Selection { .. }) => ErrorKind::Pruner,
             Error::Run(RunError::Device(_)) => ErrorKind::Device,

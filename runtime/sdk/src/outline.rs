@@ -13,10 +13,11 @@ use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::tokens::TokenMap;
 use secateur_models::registry::Description;
-use secateur_models::{FamilyEntry, ModelOptions};
+use secateur_models::FamilyEntry;
 
 use crate::chains::ChainSource;
 use crate::error::Error;
+use crate::forecast::{Load, MemoryForecast, Sizes};
 
 /// A model that is described and not loaded. From [`crate::VlmBuilder::outline`].
 ///
@@ -34,19 +35,20 @@ pub struct Outline {
     processor: Box<dyn Processor>,
     options: ProcessorOptions,
     registry: Registry,
+    sizes: Sizes,
 }
 
 impl Outline {
-    pub(crate) fn read(
+    pub(crate) fn new(
         files: &ModelFiles,
-        load: ModelOptions,
+        description: Description,
         options: ProcessorOptions,
         registry: Registry,
+        sizes: Sizes,
     ) -> Result<Self, Error> {
-        let description = secateur_models::registry::describe(files, load)?;
         let family = description.entry.model_type;
         let processor = secateur_encoders::processors::from_files(files, family)?;
-        Ok(Self { description, processor, options, registry })
+        Ok(Self { description, processor, options, registry, sizes })
     }
 
     /// Its row of the table of families.
@@ -73,6 +75,40 @@ impl Outline {
     /// As [`Outline::resolve`].
     pub fn explain(&self, chain: impl Into<ChainSource>) -> Result<String, Error> {
         Ok(self.resolve(chain)?.explain(self.info(), self.info().visual_tokens))
+    }
+
+    /// What a load under a chain needs of memory, weights included. An estimate.
+    ///
+    /// ```
+    /// use secateur::{Load, ModelSource, Vlm};
+    /// let outline = Vlm::builder(ModelSource::Embedded).outline()?;
+    /// let (one, eight) = (Load::default(), Load { requests: 8, ..Load::default() });
+    /// let need = |load| outline.forecast("vtc_cls:keep=64", load).map(|need| need.total());
+    /// assert!(need(&one)? < need(&eight)?);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Outline::resolve`].
+    pub fn forecast(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+    ) -> Result<MemoryForecast, Error> {
+        Ok(self.sizes.forecast(self.info(), &self.resolve(chain)?, load))
+    }
+
+    /// The most requests of a load that `limit` bytes have room for; `None` if not even one.
+    ///
+    /// # Errors
+    /// As [`Outline::resolve`].
+    pub fn most_requests(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+        limit: u64,
+    ) -> Result<Option<usize>, Error> {
+        Ok(self.sizes.most_requests(self.info(), &self.resolve(chain)?, load, limit))
     }
 
     /// The visual tokens of the pictures and videos of one request.

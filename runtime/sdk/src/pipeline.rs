@@ -9,6 +9,7 @@ use secateur_core::batch::Sequence;
 use secateur_core::chain::ResolvedChain;
 use secateur_core::clip::Clip;
 use secateur_core::error::RunError;
+use secateur_core::memory::OutOfMemory;
 use secateur_core::model::{
     Control, Encoded, Pixels, Placeholder, Positions, Prompt, VisualLayout,
 };
@@ -53,6 +54,9 @@ pub(crate) struct Account {
 /// Runs `f`; a panic is our bug and becomes an error of this request alone.
 pub(crate) fn guarded<T>(f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
+        if let Some(refused) = OutOfMemory::of(&*panic) {
+            return Err(Error::Memory(refused));
+        }
         let text = panic
             .downcast_ref::<String>()
             .cloned()

@@ -14,12 +14,14 @@ use secateur_core::ops::{Ops, Precision};
 use secateur_core::tokens::TokenMap;
 use secateur_core::weights::Weights;
 use secateur_models::ModelOptions;
-use secateur_models::registry::{FamilyEntry, LoadedModel};
+use secateur_models::registry::{Description, FamilyEntry, LoadedModel};
 use secateur_models::text::TextModel;
 
 use crate::chains::ChainSource;
 use crate::error::Error;
+use crate::forecast::{Load, MemoryForecast, Sizes};
 use crate::outline::{Outline, pixels};
+use crate::pipeline::guarded;
 use crate::session::Session;
 use crate::source::ModelSource;
 
@@ -35,6 +37,7 @@ pub(crate) struct Model {
     pub ops: Arc<dyn Ops>,
     pub registry: Registry,
     pub options: ProcessorOptions,
+    pub sizes: Sizes,
 }
 
 /// A loaded model. Cheap to clone, usable from several threads; each [`Session`] is one stream.
@@ -156,6 +159,31 @@ impl Vlm {
         Ok(model.family.layout(&views)?.map)
     }
 
+    /// What a load under a chain needs of memory, weights included. An estimate.
+    ///
+    /// # Errors
+    /// As [`Vlm::resolve`].
+    pub fn forecast(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+    ) -> Result<MemoryForecast, Error> {
+        Ok(self.model.sizes.forecast(self.info(), &*self.resolve(chain)?, load))
+    }
+
+    /// The most requests of a load that `limit` bytes have room for; `None` if not even one.
+    ///
+    /// # Errors
+    /// As [`Vlm::resolve`].
+    pub fn most_requests(
+        &self,
+        chain: impl Into<ChainSource>,
+        load: &Load,
+        limit: u64,
+    ) -> Result<Option<usize>, Error> {
+        Ok(self.model.sizes.most_requests(self.info(), &*self.resolve(chain)?, load, limit))
+    }
+
     /// A stream of requests: an episode for pruners that carry state.
     pub fn session(&self) -> Session {
         Session::new(self.clone())
@@ -269,6 +297,10 @@ impl VlmBuilder {
     /// # Errors
     /// Files that are missing, malformed or contradict one another, named with their field.
     pub fn open(self) -> Result<Vlm, Error> {
+        guarded(|| self.read())
+    }
+
+    fn read(self) -> Result<Vlm, Error> {
         let (files, weights) = self.source.open()?;
         let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
         // The configuration is checked before any weight is read.
@@ -286,7 +318,14 @@ impl VlmBuilder {
     /// # Errors
     /// As [`VlmBuilder::open`], as far as the configuration goes.
     pub fn outline(self) -> Result<Outline, Error> {
-        Outline::read(&self.source.files()?, self.load, self.options, self.registry)
+        let (files, weights) = self.source.open()?;
+        let elements = match (weights, files.path()) {
+            (Some(weights), _) => weights.elements(),
+            // A folder whose weights are still being copied is described all the same.
+            (None, Some(folder)) => Weights::open(folder).ok().and_then(|w| w.elements()),
+            (None, None) => None,
+        };
+        self.describe(&files, elements)
     }
 
     /// [`VlmBuilder::outline`] of a named shape.
@@ -294,7 +333,13 @@ impl VlmBuilder {
     /// # Errors
     /// An unknown shape.
     pub fn outline_shape(self, shape: &str) -> Result<Outline, Error> {
-        Outline::read(&shape_files(shape)?, self.load, self.options, self.registry)
+        self.describe(&shape_files(shape)?, None)
+    }
+
+    fn describe(self, files: &ModelFiles, elements: Option<u64>) -> Result<Outline, Error> {
+        let described = secateur_models::registry::describe(files, self.load)?;
+        let sizes = sizes(&described, elements, self.precision);
+        Outline::new(files, described, self.options, self.registry, sizes)
     }
 
     /// A model of a named shape with random weights, for benchmarks.
@@ -305,7 +350,7 @@ impl VlmBuilder {
         let files = shape_files(shape)?;
         let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
         let weights = Weights::random(seed, self.precision.dtype());
-        self.assemble(&files, weights, ops)
+        guarded(|| self.assemble(&files, weights, ops))
     }
 
     fn assemble(
@@ -314,6 +359,8 @@ impl VlmBuilder {
         weights: Weights,
         ops: Arc<dyn Ops>,
     ) -> Result<Vlm, Error> {
+        let described = secateur_models::registry::describe(files, self.load)?;
+        let sizes = sizes(&described, weights.elements(), self.precision);
         let LoadedModel { entry, family, tower, weights, text } =
             secateur_models::registry::load(files, weights, &ops, self.load)?;
         let mut info = family.info().clone();
@@ -354,9 +401,15 @@ impl VlmBuilder {
             ops,
             registry: self.registry,
             options: self.options,
+            sizes,
         };
         Ok(Vlm { model: Arc::new(model) })
     }
+}
+
+fn sizes(described: &Description, elements: Option<u64>, precision: Precision) -> Sizes {
+    let width = if precision == Precision::F32 { 4 } else { 2 };
+    Sizes { elements, intermediate: described.decoder().intermediate, width }
 }
 
 fn shape_files(shape: &str) -> Result<ModelFiles, Error> {

@@ -243,6 +243,9 @@ pub(crate) struct LimitArgs {
     /// Refuse larger files
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = values::bytes, help_heading = "Limits")]
     pub(crate) max_file_size: u64,
+    /// Use no more memory: smaller batches, or exit 1 with what is needed [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes, help_heading = "Limits")]
+    pub(crate) max_memory: Option<u64>,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

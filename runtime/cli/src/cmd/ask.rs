@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, decode, load};
-use secateur::{Answer, Clip, Report, Request};
+use secateur::{Answer, Clip, Load, Report, Request};
 use serde::Serialize;
 
 use crate::args::{AskArgs, Medium};
@@ -36,6 +36,8 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
     let question = job::text(&question)?;
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
+    let load = Load { max_tokens: args.sampling.max_tokens, ..Load::default() };
+    job::most_requests(&args.model, &args.limits, &chain, &load, console)?;
     let vlm = job::open(&args.model, console)?;
     vlm.resolve(&chain)?;
     let start = Instant::now();

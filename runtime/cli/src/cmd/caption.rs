@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use secateur::{Answer, Request, Vlm};
+use secateur::{Answer, Load, Request, Vlm};
 
 use crate::args::CaptionArgs;
 use crate::args::values::Auto;
@@ -51,6 +51,13 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
     }
     job::fetch(&args.model, console)?;
     let signals = Signals::install()?;
+    let load = Load {
+        max_tokens: job.max_tokens,
+        // What is decoded at once is bounded, however many threads do it.
+        decoding_pixels: (job.jobs as u64 * 12_000_000).min(64_000_000),
+        ..Load::default()
+    };
+    let most = job::most_requests(&args.model, &args.limits, &job.chain, &load, console)?;
     let vlm = job::open(&args.model, console)?;
     let chain = vlm.resolve(&job.chain)?;
     let frames = Frames::new(&args.video, &vlm, job.max_tokens, job.limits);
@@ -78,6 +85,13 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
         // Larger passes stop paying once the weights are read once for several pictures.
         Auto::Auto if vlm.info().decoder.hidden <= 1024 => 8,
         Auto::Auto => 4,
+    };
+    let batch_size = match most {
+        Some(most) if most < batch_size => {
+            console.note(&format!("--max-memory: {most} in one pass instead of {batch_size}"));
+            most
+        }
+        _ => batch_size,
     };
     let worker = Worker { args, job: &job, vlm: &vlm, frames, fingerprint, batch_size, signals };
     worker.run(&selection, plan, &mut *sink, console)

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<Outcome> {
     let chains = chains(args)?;
     job::fetch(&args.model, console)?;
     let signals = Signals::install()?;
-    let vlm = job::open(&args.model, console)?;
+    let vlm = job::open_within(&args.model, &args.limits, console)?;
     let keep = budgets(&args.keep, vlm.info().visual_tokens);
     let plan = Plan::new(&vlm, &args.pruners, &chains, &keep, args.seeds)?;
     for note in &plan.notes {

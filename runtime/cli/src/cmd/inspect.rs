@@ -38,7 +38,7 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<Outcome> {
     }
     let limits = job::limits(&args.limits);
     let clips = args.image.iter().map(|p| picture(p, &limits)).collect::<Result<Vec<_>>>()?;
-    let vlm = job::open(&args.model, console)?;
+    let vlm = job::open_within(&args.model, &args.limits, console)?;
     let prompt = job::text(&args.prompt)?;
     let request = clips.iter().cloned().fold(Request::new(&prompt), Request::clip);
     let request = request.chain(chain).max_tokens(args.max_tokens).detail();

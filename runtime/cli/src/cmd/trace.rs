@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, load};
-use secateur::{Clip, Frame, ModelOptions, Request, VideoAdvance, VideoInfo};
+use secateur::{Clip, Frame, Load, ModelOptions, Request, VideoAdvance, VideoInfo};
 
 use crate::args::{Advance, Medium, TraceArgs};
 use crate::hub::Needs;
@@ -37,6 +37,9 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
         Some(path) => secateur::trace::read_histories(path)?,
         None => secateur::trace::Histories::default(),
     };
+    let load = Load { max_tokens: args.max_tokens, ..Load::default() };
+    let spec = job::chain(&args.chain)?;
+    job::most_requests(&args.model, &args.limits, &spec, &load, console)?;
     let vlm = open(args, console)?;
     let tensors = vlm.trace(&request, &histories)?;
     let bytes = tensors.to_safetensors().context("the tensors cannot be written")?;

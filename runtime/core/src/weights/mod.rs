@@ -157,6 +157,20 @@ impl Weights {
         &self.label
     }
 
+    /// Numbers in all tensors; `None` for random weights, which have no end.
+    pub fn elements(&self) -> Option<u64> {
+        match &self.source {
+            Source::Files(tensors) => {
+                let numbers = tensors.values().map(|entry| match entry {
+                    Entry::View(view) => view.len() as u64,
+                    _ => 0,
+                });
+                Some(numbers.sum())
+            }
+            Source::Random { .. } => None,
+        }
+    }
+
     /// The same tensors under canonical names; those for which `canonical` gives `None` are
     /// dropped. Random weights stay as they are.
     #[must_use]

@@ -292,6 +292,7 @@ impl WeightView {
 
     /// All elements as f32.
     pub fn to_f32(&self) -> Vec<f32> {
+        crate::memory::ensure_of::<f32>(self.len());
         let mut out = vec![0.0; self.len()];
         self.read_f32(0, &mut out);
         out

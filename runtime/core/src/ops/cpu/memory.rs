@@ -6,10 +6,12 @@
 //! - All bytes are initialised.
 #![allow(unsafe_code, reason = "allocation with an alignment, and views of it as numbers")]
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
+
+use crate::memory::OutOfMemory;
 
 const HUGE: usize = 2 << 20;
 
@@ -27,12 +29,13 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// `bytes` zeros.
     pub(super) fn zeroed(bytes: usize) -> Self {
+        crate::memory::ensure(bytes);
         let align = if bytes >= HUGE { HUGE } else { 64 };
         let layout =
             Layout::from_size_align(bytes.max(64), align).expect("a size below isize::MAX");
         // SAFETY: the size is not zero.
         let start = unsafe { alloc(layout) };
-        let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
+        let Some(start) = NonNull::new(start) else { OutOfMemory::refuse(bytes) };
         advise_huge(start, layout.size());
         // SAFETY: the block was just allocated with this size.
         unsafe { start.write_bytes(0, layout.size()) };

@@ -19,6 +19,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use crate::memory::OutOfMemory;
+
 /// How long an idle worker looks for a job before it sleeps: about the price of waking it.
 const LOOK: Duration = Duration::from_micros(50);
 /// The same inside [`Threads::keep_awake`]: longer than the serial work between two operations.
@@ -38,6 +40,8 @@ struct Board {
     sleeping: AtomicU32,
     awake: AtomicU32,
     failed: AtomicBool,
+    /// Bytes that a worker was refused; 0 if none was.
+    refused: AtomicUsize,
     stop: AtomicBool,
 }
 
@@ -70,7 +74,7 @@ impl Threads {
             number: AtomicU32::new(0),
             sleeping: AtomicU32::new(0),
             awake: AtomicU32::new(0),
-            failed: AtomicBool::new(false),
+            failed: AtomicBool::new(false), refused: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let workers: Vec<_> = (1..len.max(1))
@@ -138,6 +142,10 @@ impl Threads {
         job(0);
         drop(leave);
         if board.failed.swap(false, Ordering::AcqRel) {
+            let refused = board.refused.swap(0, Ordering::AcqRel);
+            if refused > 0 {
+                OutOfMemory::refuse(refused);
+            }
             panic!("a worker thread panicked in an operation");
         }
     }
@@ -223,7 +231,10 @@ fn work(board: &Board, index: usize) {
         // SAFETY: entered through the open door: the pointer is set, and the caller keeps what it
         // points to until this thread has left.
         let job = unsafe { &**board.job.get() };
-        if catch_unwind(AssertUnwindSafe(|| job(index))).is_err() {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(index))) {
+            if let Some(OutOfMemory { bytes }) = OutOfMemory::of(&*panic) {
+                board.refused.store(bytes, Ordering::Release);
+            }
             board.failed.store(true, Ordering::Release);
         }
         board.door.fetch_sub(1, Ordering::Release);
