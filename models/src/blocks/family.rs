@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use secateur_core::error::{ConfigError, RunError};
 use secateur_core::model::{
-    Decoder, Encoded, Family, ModelInfo, Pixels, Placeholder, Positions, Prompt, TowerSpec, VisualLayout,
-    VisualRows,
+    Decoder, Encoded, Family, ModelInfo, Pixels, Placeholder, Positions, Prompt, TowerSpec,
+    VisualLayout, VisualRows,
 };
 use secateur_core::ops::Ops;
 use secateur_core::tensor::Tensor;

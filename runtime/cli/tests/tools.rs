@@ -459,7 +459,8 @@ fn explain_says_what_the_run_keeps_and_which_budgets_cut_nothing() {
 fn a_limit_on_memory_makes_batches_smaller_or_says_what_is_needed() {
     let folder = pictures(3);
     let caption = |limit: &str| {
-        let args = ["caption", "in", "--format", "jsonl", "--max-tokens", "2", "--max-memory", limit];
+        let args =
+            ["caption", "in", "--format", "jsonl", "--max-tokens", "2", "--max-memory", limit];
         texts(&run(folder.path(), &[&args[..], &["--jobs", "1"]].concat()))
     };
     let (code, out, err) = caption("16GiB");

@@ -503,9 +503,11 @@ impl ResolvedChain {
     /// cut nothing.
     pub fn notes_of(&self, tokens: usize) -> Vec<String> {
         let counts = self.counts(tokens);
-        let known = self.stages.iter().zip(&counts).filter_map(|(stage, (before, after))| {
-            Some((stage.entry, (*before)?, (*after)?))
-        });
+        let known = self
+            .stages
+            .iter()
+            .zip(&counts)
+            .filter_map(|(stage, (before, after))| Some((stage.entry, (*before)?, (*after)?)));
         self.notes.iter().cloned().chain(self.idle_budgets(known)).collect()
     }
 
@@ -524,7 +526,9 @@ impl ResolvedChain {
             let stage = self.spec.stages.get(entry)?;
             let (key, asked) = stage.asked().filter(|(_, asked)| *asked != before as i64)?;
             let name = &stage.pruner;
-            Some(format!("{name}: `{key}={asked}` cuts nothing: {before} tokens are there, all stay"))
+            Some(format!(
+                "{name}: `{key}={asked}` cuts nothing: {before} tokens are there, all stay"
+            ))
         })
         .collect()
     }

@@ -181,12 +181,15 @@ mod tests {
         let built = chain([
             Stage::new("vtc_cls").keep(8u32).keep("mass:0.5").set("per", "image".to_owned()),
             Stage::new("debiased").set("inner", inner),
-            Stage::new("vflowopt").set("exact", true).set("stages", vec![
-                Stage::new("x").set("layer", 3),
-            ]),
+            Stage::new("vflowopt")
+                .set("exact", true)
+                .set("stages", vec![Stage::new("x").set("layer", 3)]),
         ]);
         assert_eq!(ChainSpec::parse(&built.to_string()).unwrap(), built);
-        assert_eq!(ChainSource::from("none").spec().unwrap(), ChainSource::default().spec().unwrap());
+        assert_eq!(
+            ChainSource::from("none").spec().unwrap(),
+            ChainSource::default().spec().unwrap()
+        );
         assert!(ChainSource::from("preset:none such").spec().is_err());
     }
 }

@@ -34,19 +34,19 @@ mod source;
 pub mod trace;
 mod vlm;
 
-pub use batch::Progress;
 pub use answer::{Answer, Report, Times};
+pub use batch::Progress;
 pub use chains::{ChainSource, Setting, Stage, chain};
 pub use error::{Error, ErrorKind};
 pub use forecast::{Load, MemoryForecast};
 pub use outline::Outline;
-pub use secateur_core::memory::{OutOfMemory, refuse_above};
 pub use request::Request;
 pub use secateur_core::batch::StageReport;
 pub use secateur_core::chain::{Chain, ChainSpec, Params, Registry, ResolvedChain};
 pub use secateur_core::clip::{Clip, Frame, Grid, Rect, VideoInfo};
 pub use secateur_core::decode::{FinishReason, Sampling};
 pub use secateur_core::error::{ChainError, ConfigError, InputError, RunError, WeightsError};
+pub use secateur_core::memory::{OutOfMemory, refuse_above};
 pub use secateur_core::model::{
     CancelToken, Encoder, EncoderInfo, ImageAspect, ImageBackend, ModelInfo, ProcessorOptions,
     TowerSpec,

@@ -12,8 +12,8 @@ use secateur_core::error::InputError;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::tokens::TokenMap;
-use secateur_models::registry::Description;
 use secateur_models::FamilyEntry;
+use secateur_models::registry::Description;
 
 use crate::chains::ChainSource;
 use crate::error::Error;

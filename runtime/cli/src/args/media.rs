@@ -145,7 +145,8 @@ mod tests {
 
     #[test]
     fn media_keep_the_order_of_the_command_line() {
-        let typed = ["x", "a.png", "--frames", "v", "-i", "b.png", "What?", "--frames=w", "-", "-ac"];
+        let typed =
+            ["x", "a.png", "--frames", "v", "-i", "b.png", "What?", "--frames=w", "-", "-ac"];
         let (file, word) = (|p: &str| Medium::File(p.into()), |p: &str| Medium::Word(p.into()));
         let frames = |of: &[&str]| Medium::Frames(of.iter().map(PathBuf::from).collect());
         let (v, w) = (frames(&["v"]), frames(&["w"]));

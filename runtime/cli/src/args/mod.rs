@@ -18,8 +18,8 @@ use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, ProgressMode};
-pub(crate) use media::{AskMedia, Medium, TraceMedia};
 pub(crate) use judge::{CalibrateArgs, EvalArgs, QuestionArgs, RowsChoice, TrendForm, TuneArgs};
+pub(crate) use media::{AskMedia, Medium, TraceMedia};
 pub(crate) use tools::{
     Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
     ExplainArgs, InspectArgs, ModelsArgs, TokensArgs, TraceArgs,

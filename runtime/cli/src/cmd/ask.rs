@@ -125,8 +125,7 @@ fn question(typed: &[Medium]) -> Result<(String, Vec<&Medium>)> {
     match asked[..] {
         [one] => {
             let question = one.to_str().ok_or_else(|| usage("the question is not UTF-8"))?;
-            let is_medium =
-                |m: &&Medium| !matches!(m, Medium::Word(path) if path.as_path() == one);
+            let is_medium = |m: &&Medium| !matches!(m, Medium::Word(path) if path.as_path() == one);
             let media = typed.iter().filter(is_medium);
             Ok((question.to_owned(), media.collect()))
         }

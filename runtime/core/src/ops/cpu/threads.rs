@@ -74,7 +74,8 @@ impl Threads {
             number: AtomicU32::new(0),
             sleeping: AtomicU32::new(0),
             awake: AtomicU32::new(0),
-            failed: AtomicBool::new(false), refused: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            refused: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
         let workers: Vec<_> = (1..len.max(1))
