@@ -57,11 +57,7 @@ pub fn ensure(bytes: usize) {
 
 /// [`ensure`] for `len` values of a type, whose bytes may be more than a number holds.
 pub fn ensure_of<T>(len: usize) {
-<<<<<<< HEAD
     ensure(len.saturating_mul(size_of::<T>()));
-=======
-    ensure(len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX));
->>>>>>> w-sdk
 }
 
 /// Refuses every later allocation above that size, whoever makes it: for tests of what happens

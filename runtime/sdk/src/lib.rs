@@ -20,10 +20,7 @@
 mod answer;
 mod batch;
 mod chains;
-<<<<<<< HEAD
 mod cost;
-=======
->>>>>>> w-sdk
 mod embedded;
 mod error;
 mod forecast;
@@ -41,10 +38,7 @@ mod vlm;
 pub use answer::{Answer, Report, Times};
 pub use batch::Progress;
 pub use chains::{ChainSource, Setting, Stage, chain};
-<<<<<<< HEAD
 pub use cost::Cost;
-=======
->>>>>>> w-sdk
 pub use error::{Error, ErrorKind};
 pub use forecast::{Load, MemoryForecast};
 pub use outline::Outline;

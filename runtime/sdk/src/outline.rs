@@ -13,18 +13,12 @@ use secateur_core::files::ModelFiles;
 use secateur_core::model::{ModelInfo, Pixels, Processor, ProcessorOptions};
 use secateur_core::ops::Precision;
 use secateur_core::tokens::TokenMap;
-<<<<<<< HEAD
 use secateur_encoders::processors::sampling::Sampler;
-=======
->>>>>>> w-sdk
 use secateur_models::FamilyEntry;
 use secateur_models::registry::Description;
 
 use crate::chains::ChainSource;
-<<<<<<< HEAD
 use crate::cost::{Cost, tokens_by_layer};
-=======
->>>>>>> w-sdk
 use crate::error::Error;
 use crate::forecast::{Load, MemoryForecast, Sizes};
 
@@ -58,12 +52,8 @@ impl Outline {
     ) -> Result<Self, Error> {
         let family = description.entry.model_type;
         let processor = secateur_encoders::processors::from_files(files, family)?;
-<<<<<<< HEAD
         let sampler = secateur_encoders::processors::sampler(files, family)?;
         Ok(Self { description, processor, sampler, options, registry, sizes })
-=======
-        Ok(Self { description, processor, options, registry, sizes })
->>>>>>> w-sdk
     }
 
     /// Its row of the table of families.
@@ -129,7 +119,6 @@ impl Outline {
         limit: u64,
     ) -> Result<Option<usize>, Error> {
         Ok(self.sizes.most_requests(self.info(), &self.resolve(chain)?, load, limit))
-<<<<<<< HEAD
     }
 
     /// What the decoder costs for a prompt of one picture of the model's own size and `text` other
@@ -148,8 +137,6 @@ impl Outline {
         let visual = self.info().visual_tokens;
         let tokens = tokens_by_layer(chain, visual, text, decoder.layers)?;
         Some(Cost::of(decoder, precision, &tokens))
-=======
->>>>>>> w-sdk
     }
 
     /// The visual tokens of the pictures and videos of one request.

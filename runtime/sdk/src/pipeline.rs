@@ -125,23 +125,7 @@ impl Vlm {
         let started = Instant::now();
         let model = &*self.model;
         request.control.check()?;
-<<<<<<< HEAD
         let (text, PreparedClips { pixels, process_ms }) = self.clips(request)?;
-=======
-        let text =
-            if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
-        let clips = match in_prompt_order(&request.clips, &model.family.placeholders(&text)?) {
-            Some(clips) => clips,
-            None if request.raw_prompt => request.clips.iter().collect(),
-            None => {
-                check_words(model, request)?;
-                request.clips.iter().collect()
-            }
-        };
-        let start = Instant::now();
-        let pixels = pixels(&*model.processor, &clips, &model.options)?;
-        let process = start.elapsed();
->>>>>>> w-sdk
         let views: Vec<&Pixels> = pixels.iter().collect();
         let layout = model.family.layout(&views)?;
         let prompt = model.family.expand(&text, &views, &layout)?;
@@ -268,16 +252,11 @@ fn in_prompt_order<'a>(clips: &'a [Clip], placeholders: &[Placeholder]) -> Optio
 /// The request as the model's chat template writes it: pictures and videos stand before the words
 /// of the first turn, in the order in which they were given.
 fn chat_text(model: &Model, request: &Request) -> Result<String, Error> {
-<<<<<<< HEAD
     let part = |video: bool| if video { Part::Video } else { Part::Image };
     let mut clips: Option<Vec<Part>> = Some(match &request.prepared {
         Some(prepared) => prepared.pixels.iter().map(|pixels| part(pixels.video)).collect(),
         None => request.clips.iter().map(|clip| part(clip.video().is_some())).collect(),
     });
-=======
-    let part = |clip: &Clip| if clip.video().is_some() { Part::Video } else { Part::Image };
-    let mut clips = Some(request.clips.iter().map(part).collect::<Vec<_>>());
->>>>>>> w-sdk
     let mut user = |text: &str| {
         let mut content = clips.take().unwrap_or_default();
         content.push(Part::text(text));

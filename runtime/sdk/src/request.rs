@@ -1,21 +1,14 @@
 //! A request: pictures, a question, a chain, and how to answer.
 
 use std::path::Path;
-<<<<<<< HEAD
 use std::sync::Arc;
-=======
->>>>>>> w-sdk
 use std::time::Instant;
 
 use ndarray::ArrayView3;
 use secateur_core::clip::{Clip, Frame, VideoInfo};
 use secateur_core::decode::Sampling;
 use secateur_core::error::InputError;
-<<<<<<< HEAD
 use secateur_core::model::{CancelToken, Control, Pixels};
-=======
-use secateur_core::model::{CancelToken, Control};
->>>>>>> w-sdk
 use secateur_encoders::image;
 
 use crate::chains::ChainSource;
@@ -34,11 +27,8 @@ pub struct Request {
     pub(crate) system: Option<String>,
     pub(crate) turns: Vec<(String, String)>,
     pub(crate) clips: Vec<Clip>,
-<<<<<<< HEAD
     /// What became of the clips, once [`crate::Vlm::prepared`] has let them go.
     pub(crate) prepared: Option<PreparedClips>,
-=======
->>>>>>> w-sdk
     pub(crate) chain: Option<ChainSource>,
     pub(crate) sampling: Sampling,
     pub(crate) max_tokens: usize,
@@ -81,12 +71,8 @@ impl Request {
     }
 
     /// Adds a picture (or video) that was loaded before. The order is the prompt's; in a raw
-<<<<<<< HEAD
     /// prompt each placeholder takes the next clip of its kind. A request that was
     /// [prepared](crate::Vlm::prepared) starts anew with it.
-=======
-    /// prompt each placeholder takes the next clip of its kind.
->>>>>>> w-sdk
     #[must_use]
     pub fn clip(mut self, clip: Clip) -> Self {
         self.prepared = None;

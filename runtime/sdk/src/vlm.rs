@@ -16,10 +16,7 @@ use secateur_core::tokens::TokenMap;
 use secateur_core::weights::Weights;
 use secateur_encoders::processors::sampling::Sampler;
 use secateur_models::ModelOptions;
-<<<<<<< HEAD
 use secateur_models::adapter::{self, Adapter};
-=======
->>>>>>> w-sdk
 use secateur_models::registry::{Description, FamilyEntry, LoadedModel};
 use secateur_models::text::TextModel;
 

@@ -255,12 +255,9 @@ pub(crate) struct LimitArgs {
     /// Use no more memory: smaller batches, or exit 1 with what is needed [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = values::bytes, help_heading = "Limits")]
     pub(crate) max_memory: Option<u64>,
-<<<<<<< HEAD
     /// Refuse pictures whose decoding would hold more
     #[arg(long, value_name = "BYTES", default_value = "300MB", value_parser = values::bytes, help_heading = "Limits")]
     pub(crate) max_decode_memory: u64,
-=======
->>>>>>> w-sdk
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -89,14 +89,8 @@ pub(crate) struct TraceArgs {
     pub(crate) chain: ChainArgs,
     #[command(flatten)]
     pub(crate) media: TraceMedia,
-<<<<<<< HEAD
     #[command(flatten)]
     pub(crate) video: VideoArgs,
-=======
-    /// Frames a second of --frames
-    #[arg(long, value_name = "F", requires = "frames")]
-    pub(crate) fps: Option<f64>,
->>>>>>> w-sdk
     /// The prompt
     #[arg(short, long, value_name = "TEXT")]
     pub(crate) prompt: String,

@@ -38,7 +38,6 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<Outcome> {
         console.warn("there is no chain: every token stays; --prune names one");
     }
     let limits = job::limits(&args.limits);
-<<<<<<< HEAD
     let vlm = job::open_within(&args.model, &args.limits, console)?;
     let frames = Frames::new(&args.video, &vlm, args.max_tokens, limits);
     let mut clips = Vec::new();
@@ -47,10 +46,6 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<Outcome> {
         let clip = if is_video { frames.load(path)? } else { picture(path, &limits)? };
         clips.extend(vlm.fitted(clip)?);
     }
-=======
-    let clips = args.image.iter().map(|p| picture(p, &limits)).collect::<Result<Vec<_>>>()?;
-    let vlm = job::open_within(&args.model, &args.limits, console)?;
->>>>>>> w-sdk
     let prompt = job::text(&args.prompt)?;
     let request = clips.iter().cloned().fold(Request::new(&prompt), Request::clip);
     let pruned = request.clone().chain(chain.clone());

@@ -4,10 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, load};
-<<<<<<< HEAD
 use secateur::video::is_video;
-=======
->>>>>>> w-sdk
 use secateur::{Clip, Frame, Load, ModelOptions, Request, VideoAdvance, VideoInfo};
 
 use crate::args::{Advance, Medium, TraceArgs};
@@ -25,7 +22,6 @@ use crate::write::replace_one;
 pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
     let chain = job::chain(&args.chain)?;
     let limits = job::limits(&args.limits);
-<<<<<<< HEAD
     let is_moving = |medium: &Medium| match medium {
         Medium::Frames(_) => true,
         Medium::File(path) | Medium::Word(path) => is_video(path),
@@ -49,14 +45,6 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
             Medium::Frames(_) => request.clip(clip),
             _ => vlm.fitted(clip)?.into_iter().fold(request, Request::clip),
         };
-=======
-    let mut request = Request::new(&args.prompt).chain(chain).max_tokens(args.max_tokens);
-    for medium in &args.media.0 {
-        request = request.clip(match medium {
-            Medium::File(path) | Medium::Word(path) => load(path, &limits)?,
-            Medium::Frames(frames) => video(frames, args.fps, &limits)?,
-        });
->>>>>>> w-sdk
     }
     if args.raw_prompt {
         request = request.raw_prompt();
@@ -68,13 +56,6 @@ pub(crate) fn run(args: &TraceArgs, console: &Console) -> Result<Outcome> {
         Some(path) => secateur::trace::read_histories(path)?,
         None => secateur::trace::Histories::default(),
     };
-<<<<<<< HEAD
-=======
-    let load = Load { max_tokens: args.max_tokens, ..Load::default() };
-    let spec = job::chain(&args.chain)?;
-    job::most_requests(&args.model, &args.limits, &spec, &load, console)?;
-    let vlm = open(args, console)?;
->>>>>>> w-sdk
     let tensors = vlm.trace(&request, &histories)?;
     let bytes = tensors.to_safetensors().context("the tensors cannot be written")?;
     replace_one(&args.out, &bytes)
