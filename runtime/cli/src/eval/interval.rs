@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 
 /// Name of the method, for tables.
-pub(crate) const METHOD: &str =
-    "95 %, percentile bootstrap over pictures (2,000 resamples; Wilson where all values are equal)";
+pub(crate) const METHOD: &str = "95 %, percentile bootstrap over pictures (2,000 resamples; Wilson where all values are equal; \
+     all that is possible where there is one picture)";
 
 const RESAMPLES: usize = 2000;
 /// 97.5 % quantile of the normal distribution.
@@ -48,6 +48,9 @@ pub(crate) fn estimate(values: &[(usize, f64)]) -> Option<Estimate> {
     }
     let sum: f64 = values.iter().map(|v| v.1).sum();
     let mean = sum / count as f64;
+    if is_one_picture(values) {
+        return Some(Estimate { mean, low: 0.0, high: 1.0, count, exact: false });
+    }
     let first = values[0].1;
     if values.iter().all(|v| v.1 == first) {
         let [low, high] =
@@ -79,9 +82,17 @@ pub(crate) fn estimate(values: &[(usize, f64)]) -> Option<Estimate> {
     Some(Estimate { mean, low: at(0.025), high: at(0.975), count, exact: false })
 }
 
+/// One picture says nothing of others, however many questions are about it.
+fn is_one_picture(values: &[(usize, f64)]) -> bool {
+    values.iter().all(|v| v.0 == values[0].0)
+}
+
 /// Mean of paired differences: as [`estimate`], and symmetric where all of them are 0.
 pub(crate) fn difference(values: &[(usize, f64)]) -> Option<Estimate> {
     let found = estimate(values)?;
+    if is_one_picture(values) {
+        return Some(Estimate { low: -1.0, high: 1.0, ..found });
+    }
     if values.iter().all(|v| v.1 == 0.0) {
         let [_, high] = wilson(0.0, values.len() as f64);
         return Some(Estimate { low: -high, high, ..found });
@@ -162,6 +173,14 @@ mod tests {
         let copied: Vec<(usize, f64)> = alone.iter().flat_map(|&v| [v; 7]).collect();
         let (a, b) = (estimate(&alone).unwrap(), estimate(&copied).unwrap());
         assert!((a.high - a.low - (b.high - b.low)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn questions_about_one_picture_do_not_make_an_interval() {
+        let found = estimate(&[(3, 1.0), (3, 0.0), (3, 1.0), (3, 0.5)]).unwrap();
+        assert_eq!((found.mean, found.low, found.high), (0.625, 0.0, 1.0));
+        let found = difference(&[(3, 0.0), (3, -1.0)]).unwrap();
+        assert_eq!((found.low, found.high), (-1.0, 1.0));
     }
 
     #[test]

@@ -441,7 +441,7 @@ impl Report {
             }
             .into(),
             subtitle: format!(
-                "{model}; {} questions about {} pictures; bars{}: 95 % (lines stand a little apart)",
+                "{model}; {} questions, {} pictures; bars{}: 95 % (lines stand a little apart)",
                 self.questions,
                 self.pictures,
                 if scored { " and grey band" } else { "" }

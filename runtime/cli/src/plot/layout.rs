@@ -22,6 +22,8 @@ const MARKERS: [Marker; 7] = [
 ];
 /// How far lines with bars are set apart from one another, and all of them together.
 const APART: (f64, f64) = (2.4, 22.0);
+/// Length of the sample beside a name.
+const SAMPLE: f64 = 22.0;
 /// Half the width of the ends of a bar.
 const CAP: f64 = 2.5;
 
@@ -51,7 +53,7 @@ pub(super) fn scene(chart: &Chart) -> Vec<Shape> {
         .chain(chart.levels.iter().map(|l| &l.name))
         .map(|name| Size::Small.width(name))
         .fold(60.0, f64::max);
-    let frame = Frame { chart, right: (WIDTH - widest - 44.0).max(WIDTH / 2.0) };
+    let frame = Frame { chart, right: (WIDTH - widest - SAMPLE - 50.0).max(WIDTH / 2.0) };
     let mut shapes = Vec::new();
     shapes.push(text((LEFT - 40.0, 30.0), &chart.title, Size::Large, Anchor::Start, Colour::Ink));
     shapes.push(text(
@@ -191,26 +193,33 @@ fn levels(frame: &Frame<'_>, shapes: &mut Vec<Shape>) {
     }
 }
 
-/// Names at the right, each at the height where its line ends if there is room, tied to that end
-/// by a thin line.
+/// Names at the right behind a sample of the line, each at the height where it ends if there is
+/// room, tied to that end by a thin line.
 fn names(frame: &Frame<'_>, styles: &[Style], shapes: &mut Vec<Shape>) {
     let lines = frame.chart.series.iter().zip(styles).filter_map(|(s, style)| {
         let last = s.points.iter().copied().max_by(|a, b| frame.x(a.0).total_cmp(&frame.x(b.0)))?;
-        Some((s.name.as_str(), style.colour, (frame.x(last.0), frame.y(last.1))))
+        let style = (s.look != Look::Dots).then_some(style);
+        let colour = style.map_or(Colour::Grey, |s| s.colour);
+        Some((s.name.as_str(), colour, (frame.x(last.0), frame.y(last.1)), style))
     });
-    let levels = frame
-        .chart
-        .levels
-        .iter()
-        .map(|level| (level.name.as_str(), Colour::Grey, (frame.right, frame.y(level.value))));
-    let mut ends: Vec<(&str, Colour, (f64, f64))> = lines.chain(levels).collect();
+    let levels = frame.chart.levels.iter().map(|level| {
+        (level.name.as_str(), Colour::Grey, (frame.right, frame.y(level.value)), None)
+    });
+    let mut ends: Vec<(&str, Colour, (f64, f64), Option<&Style>)> = lines.chain(levels).collect();
     ends.sort_by(|a, b| a.2.1.total_cmp(&b.2.1));
     let wanted: Vec<f64> = ends.iter().map(|e| e.2.1).collect();
     let places = spread(&wanted, NAME_STEP, TOP, BOTTOM);
-    for ((name, colour, end), y) in ends.into_iter().zip(places) {
+    for ((name, colour, end, style), y) in ends.into_iter().zip(places) {
         let x = frame.right + 30.0;
         let tie = vec![(end.0 + 6.0, end.1), (frame.right + 14.0, y), (x - 4.0, y)];
         shapes.push(Shape::Line { points: tie, width: 0.7, colour: Colour::Tie, dash: &[] });
+        if let Some(style) = style {
+            let points = vec![(x, y), (x + SAMPLE, y)];
+            shapes.push(Shape::Line { points, width: 2.0, colour, dash: style.dash });
+            let at = (x + SAMPLE / 2.0, y);
+            shapes.push(Shape::Mark { at, radius: 3.6, marker: style.marker, colour });
+        }
+        let x = if style.is_some() { x + SAMPLE + 6.0 } else { x };
         shapes.push(text((x, y + 4.0), name, Size::Small, Anchor::Start, colour));
     }
 }
