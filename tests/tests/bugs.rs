@@ -23,7 +23,7 @@ fn run(case: &Path, bug: &Bug, model: &Path) -> Result<Tensors, secateur::Error>
         request = request.raw_prompt();
     }
     for picture in &bug.images {
-        request = request.path(&Bug::picture(case, picture))?;
+        request = request.path(Bug::picture(case, picture))?;
     }
     if !bug.frames.is_empty() {
         let limits = secateur::image::Limits::default();

@@ -130,15 +130,6 @@ impl Outline {
         Some(Cost::of(decoder, precision, &tokens))
     }
 
-    /// What the decoder costs for a prompt of one picture of the model's own size and `text` other
-    /// tokens, under a planned chain; `None` if the picture decides what a stage keeps.
-    pub fn cost(&self, chain: &ResolvedChain, text: usize, precision: Precision) -> Option<Cost> {
-        let decoder = self.description.decoder();
-        let visual = self.info().visual_tokens;
-        let tokens = tokens_by_layer(chain, visual, text, decoder.layers)?;
-        Some(Cost::of(decoder, precision, &tokens))
-    }
-
     /// The visual tokens of the pictures and videos of one request.
     ///
     /// # Errors
