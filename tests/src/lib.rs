@@ -4,6 +4,8 @@
 
 pub mod bug;
 
+pub mod fuzz;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

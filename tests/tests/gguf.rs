@@ -40,7 +40,10 @@ fn open(folder: &Path) -> Result<Vlm, String> {
 fn answer(folder: &Path) -> Result<(String, usize), String> {
     let picture = golden().join("images/shapes-160x120.png");
     let request = Request::new("What is this?").path(&picture).expect("a picture").max_tokens(4);
-    let answer = open(folder)?.session().ask(request).map_err(|e| e.to_string())?;
+    let vlm = open(folder)?;
+    let mut session = vlm.session();
+    let stream = session.ask(request).map_err(|e| e.to_string())?;
+    let answer = stream.finish().map_err(|e| e.to_string())?;
     Ok((answer.text, answer.report.visual_in))
 }
 

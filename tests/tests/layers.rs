@@ -13,7 +13,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("secateur-cli", &["secateur", "secateur-core"]),
     (
         "secateur-tests",
-        &["secateur", "secateur-core", "secateur-pruners", "secateur-encoders", "secateur-models"],
+        &[
+            "secateur",
+            "secateur-cli",
+            "secateur-core",
+            "secateur-pruners",
+            "secateur-encoders",
+            "secateur-models",
+        ],
     ),
     ("secateur-examples", &["secateur"]),
     ("secateur-benches", &["secateur", "secateur-core", "secateur-pruners"]),

@@ -68,6 +68,14 @@ pub(crate) struct Source {
     is_local: bool,
 }
 
+#[cfg(feature = "testkit")]
+impl Source {
+    /// A file, and whether it came with the working folder.
+    pub(crate) fn new(path: &Path, is_local: bool) -> Self {
+        Self { path: path.to_path_buf(), is_local }
+    }
+}
+
 /// Largest configuration file that is read.
 const MAX_BYTES: u64 = 1 << 20;
 

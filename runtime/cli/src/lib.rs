@@ -30,6 +30,8 @@ mod run;
 mod signals;
 mod skipped;
 mod state;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 mod tune;
 mod video;
 mod walk;

@@ -225,10 +225,10 @@ mod tests {
 
     /// A folder with a file of the user, and a link to it under each of `names`.
     fn linked(names: &[&str]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        crate::write::replace_one(&folder.path().join("theirs"), b"theirs").unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
+        crate::write::replace_one(&folder.path().join("theirs"), b"theirs").expect("written");
         for name in names {
-            symlink("theirs", folder.path().join(name)).unwrap();
+            symlink("theirs", folder.path().join(name)).expect("a link");
         }
         folder
     }
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn what_is_no_file_is_refused_without_waiting() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
         let pipe = folder.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         for error in [open(&pipe).unwrap_err(), look(&pipe).unwrap_err()] {
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn folders_are_made_below_a_linked_root_but_not_through_a_link() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
         let path = |name: &str| folder.path().join(name);
         fs::create_dir(path("real")).unwrap();
         fs::create_dir(path("theirs")).unwrap();
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_file_that_was_removed_or_replaced_is_not_in_place() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("f");
         let file = open(&path).unwrap();
         assert!(is_in_place(&file, &path).unwrap());

@@ -205,8 +205,8 @@ fn names(frame: &Frame<'_>, styles: &[Style], shapes: &mut Vec<Shape>) {
     let levels = frame.chart.levels.iter().map(|level| {
         (level.name.as_str(), Colour::Grey, (frame.right, frame.y(level.value)), None)
     });
-    let mut ends: Vec<(&str, Colour, (f64, f64), Option<&Style>)> = lines.chain(levels).collect();
-    ends.sort_by(|a, b| a.2.1.total_cmp(&b.2.1));
+    let mut ends: Vec<_> = lines.chain(levels).collect();
+    ends.sort_by(|a: &(_, _, (f64, f64), _), b| a.2.1.total_cmp(&b.2.1));
     let wanted: Vec<f64> = ends.iter().map(|e| e.2.1).collect();
     let places = spread(&wanted, NAME_STEP, TOP, BOTTOM);
     for ((name, colour, end, style), y) in ends.into_iter().zip(places) {
