@@ -101,7 +101,7 @@ fn known(family: &FamilyEntry) -> &'static Known {
 /// A family's model with a decoder of published depth, so that layers of published settings exist.
 fn info(family: &FamilyEntry) -> ModelInfo {
     let folder = root().join("tests/golden/models").join(known(family).tiny);
-    let outline = Vlm::builder(ModelSource::Folder(folder)).outline().unwrap();
+    let outline = Vlm::builder(ModelSource::Folder(folder)).outline().expect("an outline");
     let mut info = outline.info().clone();
     info.decoder.layers = 32;
     info
@@ -110,7 +110,8 @@ fn info(family: &FamilyEntry) -> ModelInfo {
 /// `yes`, `fallback` where the pruner's own option makes it run, or `-`.
 fn fits(entry: &Entry, info: &ModelInfo) -> &'static str {
     let resolves = |text: &str| {
-        let chain = registry().build(ChainSpec::parse(text).unwrap()).unwrap();
+        let chain =
+            registry().build(ChainSpec::parse(text).expect("a chain")).expect("known pruners");
         chain.resolve(info).is_ok()
     };
     let takes_fallback = entry.parameters().any(|p| p.name == "fallback");
@@ -188,12 +189,12 @@ fn sources() -> String {
     let mut open: Vec<PathBuf> =
         ["runtime", "models", "encoders", "pruners"].map(|name| root().join(name)).into();
     while let Some(folder) = open.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in std::fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
             if path.is_dir() {
                 open.push(path);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                text.push_str(&std::fs::read_to_string(&path).unwrap());
+                text.push_str(&std::fs::read_to_string(&path).expect("text"));
             }
         }
     }
