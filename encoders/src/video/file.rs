@@ -252,7 +252,7 @@ pub(super) fn load(path: &Path, options: &VideoOptions) -> Result<Clip, InputErr
     let kept: Vec<Frame> = match options.sampling {
         Sampling::Scenes { max_frames, threshold } => {
             let mut cuts = SceneCuts::new(max_frames, threshold);
-            for frame in source.by_ref() {
+            while let Some(frame) = source.next() {
                 let frame = frame?;
                 check_bytes(&source.label, &frame, cuts.held() + 1, options)?;
                 cuts.push(&frame);
