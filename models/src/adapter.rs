@@ -73,7 +73,9 @@ enum Part {
     BiasOfB,
     EmbeddingA,
     EmbeddingB,
-    /// A tensor of the base, trained as a whole.
+    /// A tensor of the base, saved with the factors that are added to it.
+    Base,
+    /// A tensor of a copy that was trained in place of a module of the base.
     Whole,
 }
 
@@ -185,8 +187,10 @@ impl Adapter {
         merge.check_shared(&modules)?;
         // Whole tensors come first: factors are added to what was trained with them.
         for (module, parts) in &modules {
-            if let Some(name) = parts.get(&Part::Whole) {
-                merge.replace(module, name)?;
+            for part in [Part::Base, Part::Whole] {
+                if let Some(name) = parts.get(&part) {
+                    merge.replace(module, part, name)?;
+                }
             }
         }
         for (module, parts) in &modules {
@@ -198,7 +202,9 @@ impl Adapter {
     /// The tensors of the adapter by the module (or, whole ones, the tensor) that they change.
     fn modules(&self) -> BTreeMap<String, BTreeMap<Part, String>> {
         let mut modules: BTreeMap<String, BTreeMap<Part, String>> = BTreeMap::new();
-        for name in self.tensors.names() {
+        // What a module was before a copy of it was trained is not read, in PEFT either.
+        let read = |name: &&str| !name.contains(".original_module.");
+        for name in self.tensors.names().into_iter().filter(read) {
             let (module, part) = parse(name);
             modules.entry(module).or_default().insert(part, name.to_owned());
         }
@@ -244,7 +250,10 @@ fn parse(name: &str) -> (String, Part) {
         }
     }
     let whole = name.replace(".modules_to_save.default.", ".").replace(".modules_to_save.", ".");
-    (whole.replace(".base_layer.", "."), Part::Whole)
+    match whole.contains(".base_layer.") {
+        true => (whole.replace(".base_layer.", "."), Part::Base),
+        false => (whole, Part::Whole),
+    }
 }
 
 /// A base on the way to be merged.
@@ -285,7 +294,7 @@ impl Merge<'_> {
     }
 
     /// Puts a tensor of the adapter in place of one of the base.
-    fn replace(&mut self, module: &str, name: &str) -> Result<(), LoadError> {
+    fn replace(&mut self, module: &str, part: Part, name: &str) -> Result<(), LoadError> {
         let view = self.adapter.tensor(name)?;
         let canonical_name = canonical(module).unwrap_or_default();
         let Some(target) = self.target(module) else {
@@ -309,8 +318,9 @@ impl Merge<'_> {
             }
             .into());
         }
-        if canonical_name == TABLE && !self.named.contains_key(HEAD) && !self.adapter.ties {
-            // PEFT trains a copy of the table; the head goes on with the table as it was.
+        let is_copy = part == Part::Whole && !self.adapter.ties;
+        if is_copy && canonical_name == TABLE && !self.named.contains_key(HEAD) {
+            // The head goes on with the table as it was.
             let old = self.base.tensor(&target, &shape)?;
             self.base.replace("lm_head.weight", old);
             self.named.insert(HEAD.into(), "lm_head.weight".into());
