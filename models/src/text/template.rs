@@ -172,24 +172,26 @@ impl ChatTemplate {
     fn form(&self, own: &ChatTemplate) -> Content {
         // A letter of private use: no template prints it by itself.
         const WORDS: &str = "\u{e0f0}words";
-        let shown = |template: &ChatTemplate, content: &Content, first: Option<Part>| {
-            let content_of = first.into_iter().chain([Part::text(WORDS)]).collect();
+        const FIRST: &str = "\u{e0f1}";
+        let shown = |template: &ChatTemplate, content: &Content, first: &[Part]| {
+            let content_of = first.iter().cloned().chain([Part::text(WORDS)]).collect();
             let message = Message { role: "user".into(), content: content_of };
             template.render_as(content, &[message], true).ok()
         };
-        let parts = shown(self, &Content::Parts, None);
+        let parts = shown(self, &Content::Parts, &[]);
         // A list that is printed shows its keys.
         let is_list = |text: &String| {
             text.contains(WORDS) && !["'type'", "\"type\""].iter().any(|key| text.contains(key))
         };
         let takes_parts = parts.as_ref().is_some_and(is_list);
-        let takes = |part: Part| shown(self, &Content::Parts, Some(part)) != parts;
+        let takes = |part: Part| shown(self, &Content::Parts, &[part]) != parts;
         if takes_parts && takes(Part::Image) {
             return Content::Parts;
         }
         let stand_in = |part: Part| {
-            let without = shown(own, &Content::Parts, None)?;
-            let with = shown(own, &Content::Parts, Some(part))?;
+            // Between words: families write the beginning of a turn another way before a picture.
+            let without = shown(own, &Content::Parts, &[Part::text(FIRST)])?;
+            let with = shown(own, &Content::Parts, &[Part::text(FIRST), part])?;
             let head = with.bytes().zip(without.bytes()).take_while(|(a, b)| a == b).count();
             let length = with.len().checked_sub(without.len())?;
             with.get(head..head + length).map(str::to_owned).filter(|text| !text.is_empty())
@@ -201,7 +203,7 @@ impl ChatTemplate {
             return Content::Marked(media);
         }
         let text = Content::Text(media);
-        match shown(self, &text, None) {
+        match shown(self, &text, &[]) {
             Some(prompt) if prompt.contains(WORDS) => text,
             _ => Content::Parts,
         }
