@@ -3,10 +3,12 @@
 //! Invariants
 //! - Matrix (BT.601, BT.709, BT.2020, SMPTE 240M, FCC) and range (limited, full) are the frame's
 //!   own, at every pixel format and depth; a frame that names none is BT.601, limited.
-//! - The size never changes, and neither primaries nor transfer function are converted: as PyAV
-//!   and torchcodec, whose scaler and filter these are.
-//! - Fields of an interlaced frame are converted each by itself, so that chroma does not bleed
-//!   from one moment into the other.
+//! - The size never changes, and neither primaries nor transfer function are converted.
+//!
+//! Method: FFmpeg's scaler as torchcodec 0.17 sets it, which is what transformers decodes by: bits
+//! equal to its for 8 and 10 bit, 4:2:0 to 4:4:4, interlaced or not. PyAV 18 differs in two places:
+//! its filter of subsampled 10-bit chroma is bilinear (up to 23 levels at the hardest edges), and
+//! it takes the fields of an interlaced frame apart.
 
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::{Error, filter, frame};
@@ -58,7 +60,7 @@ fn graph(shape: Shape) -> Result<filter::Graph, Error> {
     graph
         .output("in", 0)?
         .input("out", 0)?
-        .parse("scale=flags=bilinear:interl=-1,format=pix_fmts=rgb24")?;
+        .parse("scale=flags=bicubic:interl=0,format=pix_fmts=rgb24")?;
     graph.validate()?;
     Ok(graph)
 }

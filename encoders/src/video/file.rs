@@ -63,7 +63,7 @@ pub fn frames(path: &Path, limits: &Limits) -> Result<VideoFrames, InputError> {
     let decoder = decoder.video().map_err(|e| unreadable(&label, e))?;
     let (width, height) = (decoder.width(), decoder.height());
     if width > 0 && height > 0 {
-        limits.check_size(&label, width, height, u64::from(width) * u64::from(height) * 3)?;
+        limits.check_size(&label, width, height)?;
     }
     Ok(VideoFrames {
         label,
@@ -179,8 +179,7 @@ impl VideoFrames {
         time_s: f64,
     ) -> Result<Frame, InputError> {
         let (width, height) = (raw.width(), raw.height());
-        let native = u64::from(width) * u64::from(height) * 3;
-        self.limits.check_size(&self.label, width, height, native)?;
+        self.limits.check_size(&self.label, width, height)?;
         let rgb = self
             .to_rgb
             .convert(raw)
