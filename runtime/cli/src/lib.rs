@@ -21,6 +21,7 @@ mod job;
 mod journal;
 mod lines;
 mod lock;
+mod memory;
 mod outcome;
 mod output;
 mod own;

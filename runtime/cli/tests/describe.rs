@@ -180,3 +180,22 @@ fn eval_does_not_compare_the_unpruned_model_with_itself() {
     let png = image::open(folder.path().join("secateur-eval/score.png")).unwrap().to_rgb8();
     assert!(png.get_pixel(0, 0).0.iter().all(|c| *c < 64), "{:?}", png.get_pixel(0, 0));
 }
+
+#[test]
+fn models_and_doctor_forecast_memory_and_say_whether_it_fits() {
+    let folder = pictures(0);
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/qwen3-vl-tiny");
+    let page = ok(folder.path(), &["models", model]);
+    for part in ["memory ", "weights ", "keys and values ", "fits "] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    let json = value(&ok(folder.path(), &["models", model, "--json"]));
+    let parts = json["memory_forecast"].as_object().unwrap();
+    assert!(parts["weights"].as_u64().unwrap() > 0 && parts["cache"].as_u64().unwrap() > 0);
+    // A tiny model fits wherever this test runs, or the system does not say.
+    assert!(["fits", "unknown"].contains(&json["fit"].as_str().unwrap()), "{json}");
+    let page = ok(folder.path(), &["doctor"]);
+    assert!(page.contains("llava-1.5-7b ("), "{page}");
+    let json = value(&ok(folder.path(), &["doctor", "--json"]));
+    assert_eq!(json["forecasts"].as_array().unwrap().len(), 4);
+}

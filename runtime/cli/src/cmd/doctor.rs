@@ -1,11 +1,15 @@
 //! `doctor` and `--version`: what this build and this machine offer.
 
 use anyhow::Result;
-use secateur::{ModelSource, Vlm};
+use secateur::{Load, ModelSource, Vlm};
 
 use crate::args::DoctorArgs;
+use crate::memory::{Fit, Memory, in_gib};
 use crate::outcome::Outcome;
 use crate::output::{Align, Console, table};
+
+/// Shapes that memory is forecast for, small to large.
+const SHAPES: [&str; 4] = ["smolvlm-256m", "tinyllava-1b", "qwen2.5-vl-3b", "llava-1.5-7b"];
 
 /// Optional parts that this build has.
 fn features() -> Vec<&'static str> {
@@ -62,7 +66,8 @@ pub(crate) fn run(args: &DoctorArgs, console: &Console) -> Result<Outcome> {
         .iter()
         .find_map(|name| Some(format!("{name}={}", std::env::var(name).ok()?)))
         .unwrap_or_else(|| "no HF_HOME, no HOME".to_owned());
-    let memory = memory_bytes();
+    let memory = Memory::read();
+    let forecasts = forecasts(memory);
     if args.json {
         console.json(&serde_json::json!({
             "schema": "secateur.doctor/1",
@@ -70,21 +75,24 @@ pub(crate) fn run(args: &DoctorArgs, console: &Console) -> Result<Outcome> {
             "features": features(),
             "kernels": kernels,
             "cores": cores,
-            "memory_bytes": memory,
+            "memory_bytes": memory.total,
+            "memory_available_bytes": memory.available,
+            "forecasts": forecasts
+                .iter()
+                .map(|f| serde_json::json!({ "shape": f.shape, "bytes": f.bytes, "fit": f.fit }))
+                .collect::<Vec<_>>(),
             "built_in_model": model,
             "hub_cache": cache,
             "ok": is_well,
         }))?;
     } else {
-        let memory = memory.map_or_else(
-            || "unknown".to_owned(),
-            |bytes| format!("{:.1} GiB", bytes as f64 / 1073741824.0),
-        );
+        let words = format!("{}, {} free", in_gib(memory.total), in_gib(memory.available));
         let rows: Vec<Vec<String>> = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("kernels", kernels),
             ("cores", cores.to_string()),
-            ("memory", memory),
+            ("memory", words),
+            ("models in bf16", told(&forecasts)),
             ("built-in model", model),
             ("hub cache", cache),
         ]
@@ -96,9 +104,56 @@ pub(crate) fn run(args: &DoctorArgs, console: &Console) -> Result<Outcome> {
     Ok(if is_well { Outcome::Done } else { Outcome::Failed })
 }
 
-/// Memory of the machine, where the system says it.
-fn memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+/// What a shape needs for one picture in bf16, and whether that fits.
+struct Forecast {
+    shape: &'static str,
+    bytes: u64,
+    fit: Fit,
+}
+
+fn forecasts(memory: Memory) -> Vec<Forecast> {
+    let need = |shape: &'static str| {
+        let outline = Vlm::builder(ModelSource::Embedded).outline_shape(shape).ok()?;
+        let bytes = outline.forecast("none", &Load::default()).ok()?.total();
+        Some(Forecast { shape, bytes, fit: memory.fit(bytes) })
+    };
+    SHAPES.into_iter().filter_map(need).collect()
+}
+
+/// `smolvlm-256m 0.7 GiB, .. fit; llava-1.5-7b 14.5 GiB does not`, by what is free.
+fn told(forecasts: &[Forecast]) -> String {
+    let of = |fits: &[Fit]| -> Vec<String> {
+        let chosen = forecasts.iter().filter(|f| fits.contains(&f.fit));
+        chosen.map(|f| format!("{} ({})", f.shape, in_gib(Some(f.bytes)))).collect()
+    };
+    let groups = [
+        ("fit now", of(&[Fit::Fits])),
+        ("when other programs are closed", of(&[Fit::Tight])),
+        ("do not fit", of(&[Fit::No])),
+        ("not known whether they fit", of(&[Fit::Unknown])),
+    ];
+    let groups = groups.into_iter().filter(|(_, names)| !names.is_empty());
+    groups
+        .map(|(words, names)| format!("{words}: {}", names.join(", ")))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_has_a_forecast_and_larger_ones_need_more() {
+        let memory = Memory { total: Some(8 << 30), available: Some(4 << 30) };
+        let forecasts = forecasts(memory);
+        assert_eq!(forecasts.len(), SHAPES.len());
+        assert!(forecasts.windows(2).all(|w| w[0].bytes < w[1].bytes));
+        let said = told(&forecasts);
+        assert!(
+            said.starts_with("fit now: smolvlm-256m (")
+                && said.contains("do not fit: llava-1.5-7b ("),
+            "{said}"
+        );
+    }
 }

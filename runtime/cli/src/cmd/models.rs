@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use secateur::families::{FAMILIES, FamilyEntry, describe};
-use secateur::{ModelInfo, ModelOptions};
+use secateur::{Load, ModelInfo, ModelOptions, Vlm};
 use secateur_core::model::SignalKind;
 
 use crate::args::ModelsArgs;
 use crate::hub::{self, Needs};
 use crate::job;
+use crate::memory::Memory;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, table};
 
@@ -87,17 +88,33 @@ fn folder(model: &str, args: &ModelsArgs, console: &Console) -> Result<()> {
         Some(pair) => sizes(&[pair.decoder, pair.projector]),
         None => weights_of(&folder),
     };
+    // A folder may lack what the processor needs: then it is described all the same.
+    let outline = Vlm::builder(job::source(Some(model), args.mmproj.as_deref())?).outline();
+    let need = outline.ok().and_then(|o| o.forecast("none", &Load::default()).ok());
+    let memory = Memory::read();
     if args.json {
         return console.json(&serde_json::json!({
             "schema": "secateur.model/1", "family": described.entry.name,
             "folder": folder.display().to_string(), "info": info, "weight_files": weights.0,
-            "weight_bytes": weights.1,
+            "weight_bytes": weights.1, "memory_forecast": need,
+            "memory_available_bytes": memory.available,
+            "fit": need.map(|need| memory.fit(need.total())),
         }));
     }
-    console.words(&page(described.entry, info, &folder.display().to_string(), weights))
+    let mut rows = page(described.entry, info, &folder.display().to_string(), weights);
+    if let Some(need) = need {
+        rows.push(vec!["memory".into(), format!("about {need}, for one picture in bf16")]);
+        rows.push(vec!["fits".into(), memory.words(need.total())]);
+    }
+    console.words(&table(&rows, &[Align::Left; 2]))
 }
 
-fn page(entry: &FamilyEntry, info: &ModelInfo, folder: &str, weights: (usize, u64)) -> String {
+fn page(
+    entry: &FamilyEntry,
+    info: &ModelInfo,
+    folder: &str,
+    weights: (usize, u64),
+) -> Vec<Vec<String>> {
     let (encoder, decoder) = (&info.encoder, &info.decoder);
     let weights = match weights {
         (0, _) => "none in the folder: it can be described, not run".to_owned(),
@@ -114,7 +131,7 @@ fn page(entry: &FamilyEntry, info: &ModelInfo, folder: &str, weights: (usize, u6
         facts.push("the prompt sees itself");
     }
     let facts = if facts.is_empty() { String::new() } else { format!(", {}", facts.join(", ")) };
-    let rows: Vec<Vec<String>> = [
+    [
         ("folder", folder.to_owned()),
         ("family", format!("{} ({})", entry.name, entry.model_type)),
         ("weights", weights),
@@ -147,8 +164,7 @@ fn page(entry: &FamilyEntry, info: &ModelInfo, folder: &str, weights: (usize, u6
     ]
     .into_iter()
     .map(|(name, value)| vec![name.to_owned(), value])
-    .collect();
-    table(&rows, &[Align::Left; 2])
+    .collect()
 }
 
 fn takes(entry: &FamilyEntry) -> String {
