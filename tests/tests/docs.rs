@@ -2,7 +2,7 @@
 //! program and compared with the file; every message that `docs/troubleshooting.md` explains stands
 //! in the source.
 //!
-//! `UPDATE_DOCS=1 cargo test -p secateur-tests --test docs` writes them anew.
+//! `SECATEUR_UPDATE_DOCS=1 cargo test -p secateur-tests --test docs` writes them anew.
 
 use std::path::{Path, PathBuf};
 
@@ -163,7 +163,7 @@ fn the_tables_of_compatibility_are_those_of_the_program() {
     let start = text.find(BEGIN).expect("the file marks its tables") + BEGIN.len();
     let end = text.find(END).expect("the file marks the end of its tables");
     let tables = tables();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
+    if std::env::var_os("SECATEUR_UPDATE_DOCS").is_some() {
         let text = format!("{}{tables}{}", &text[..start], &text[end..]);
         let mut file = std::fs::File::create(&path).unwrap();
         return std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
@@ -171,7 +171,7 @@ fn the_tables_of_compatibility_are_those_of_the_program() {
     assert_eq!(
         &text[start..end],
         tables,
-        "docs/compatibility.md is stale: UPDATE_DOCS=1 cargo test -p secateur-tests --test docs"
+        "docs/compatibility.md is stale: SECATEUR_UPDATE_DOCS=1 cargo test -p secateur-tests --test docs"
     );
 }
 

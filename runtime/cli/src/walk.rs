@@ -476,7 +476,7 @@ mod tests {
     #[test]
     fn include_replaces_the_known_types_and_exclude_prunes_folders() {
         let folder = tree(TREE);
-        assert_eq!(found(&folder, &[""], &["-i", "*.txt"]), ["notes.txt"]);
+        assert_eq!(found(&folder, &[""], &["--include", "*.txt"]), ["notes.txt"]);
         assert_eq!(found(&folder, &[""], &["-r", "-E", "sub"]), ["a.JPG", "b.png"]);
         assert_eq!(found(&folder, &[""], &["-r", "-E", "sub/*/*"]).len(), 3);
     }
