@@ -427,16 +427,21 @@ fn names_from_the_network_stay_in_the_cache() {
     assert!(!names.iter().any(|n| n.to_string_lossy().contains("stray")), "{names:?}");
 }
 
+/// Writes a file and the folders above it.
+fn put_file(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+    fs::File::create(path).and_then(|mut f| f.write_all(text.as_bytes())).expect("written");
+}
+
 /// Puts files of the model into the cache as other tools leave them: whole, and without marks of
 /// what the repository does not have.
 fn left_behind(folder: &Path, files: &[&str]) {
     let cached = cached(folder, "tiny");
     let snapshot = cached.join("snapshots").join(COMMIT);
-    fs::create_dir_all(&snapshot).unwrap();
-    fs::create_dir_all(cached.join("refs")).unwrap();
-    fs::write(cached.join("refs/main"), COMMIT).unwrap();
+    fs::create_dir_all(&snapshot).expect("a folder");
+    put_file(&cached.join("refs/main"), COMMIT);
     for file in files {
-        fs::copy(model().join(file), snapshot.join(file)).unwrap();
+        fs::copy(model().join(file), snapshot.join(file)).expect("a copy");
     }
 }
 
@@ -506,9 +511,7 @@ fn the_token_is_read_where_the_hubs_own_tools_read_it() {
     ] {
         let (folder, hub) = (support::pictures(1), Hub::start(Fault::None));
         for (path, token) in files {
-            let path = folder.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, token).unwrap();
+            put_file(&folder.path().join(path), token);
         }
         let (code, _, err) = hub.ask(folder.path(), "tests/gated", env);
         assert_eq!(code == 0, is_found, "{files:?} {env:?}: {err}");
