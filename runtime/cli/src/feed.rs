@@ -120,13 +120,11 @@ impl<'a, T: Ready> Feed<'a, T> {
     /// Reads and prepares one picture or video.
     fn make(&self, index: usize) -> Result<T, ErrorInfo> {
         let path = self.paths[index];
-        let bytes = match header(path, &self.frames)? {
-            Some(header) => header.peak_bytes,
-            // Frames are many: one video at a time.
-            None => DECODING_BYTES,
-        };
-        let held = self.hold(bytes);
-        let made = decode(path, &self.frames).and_then(|decoded| {
+        let stamp = Stamp::of(path);
+        let header = header(path, &self.frames)?;
+        // Frames are many: one video at a time.
+        let held = self.hold(header.map_or(DECODING_BYTES, |h| h.peak_bytes));
+        let made = decode(path, header, stamp, &self.frames).and_then(|decoded| {
             // A panic is our bug; it costs one record, not a thread that others wait for.
             catch_unwind(AssertUnwindSafe(|| (self.prepare)(index, decoded))).unwrap_or_else(|_| {
                 Err(ErrorInfo::new(ErrorKind::Internal, "a picture could not be prepared"))
@@ -196,16 +194,20 @@ fn header(path: &Path, frames: &Frames) -> Result<Option<Header>, ErrorInfo> {
     probe(path, frames.limits()).map(Some).map_err(|e| of_input(&e, path))
 }
 
-/// Reads one picture or video.
-pub(crate) fn decode(path: &Path, frames: &Frames) -> Result<Decoded, ErrorInfo> {
-    let stamp = Stamp::of(path);
+/// Reads one picture or, where there is no header, video.
+fn decode(
+    path: &Path,
+    header: Option<Header>,
+    stamp: Option<Stamp>,
+    frames: &Frames,
+) -> Result<Decoded, ErrorInfo> {
     let start = Instant::now();
-    let (clip, orientation) = match header(path, frames)? {
-        None => (frames.load(path).map_err(|e| of_input(&e, path))?, 1),
-        Some(header) => {
-            (load(path, frames.limits()).map_err(|e| of_input(&e, path))?, header.orientation)
-        }
+    let clip = match header {
+        Some(_) => load(path, frames.limits()),
+        None => frames.load(path),
     };
+    let clip = clip.map_err(|e| of_input(&e, path))?;
+    let orientation = header.map_or(1, |h| h.orientation);
     Ok(Decoded { clip, orientation, ms: start.elapsed().as_secs_f64() * 1e3, stamp })
 }
 

@@ -8,7 +8,7 @@ use secateur_core::assemble::{Parts, assemble};
 use secateur_core::batch::Sequence;
 use secateur_core::chain::ResolvedChain;
 use secateur_core::clip::Clip;
-use secateur_core::error::RunError;
+use secateur_core::error::{InputError, RunError};
 use secateur_core::memory::OutOfMemory;
 use secateur_core::model::{
     Control, Encoded, Pixels, Placeholder, Positions, Prompt, VisualLayout,
@@ -83,8 +83,10 @@ impl Vlm {
     /// let request = Request::new("What is shown?").rgb("red", 1000, 800, red)?.max_tokens(2);
     /// let ready = vlm.prepared(request.clone())?;
     /// assert!(ready.picture_bytes() < request.picture_bytes());
-    /// let [a, b] = [request, ready].map(|r| vlm.batch(vec![r]).remove(0));
+    /// let [a, b] = [request, ready.clone()].map(|r| vlm.batch(vec![r]).remove(0));
     /// assert_eq!(a?.ids, b?.ids);
+    /// let late = ready.rgb("late", 1, 1, vec![0u8; 3])?;
+    /// assert!(vlm.prepared(late).is_err());
     /// # Ok::<(), secateur::Error>(())
     /// ```
     pub fn prepared(&self, mut request: Request) -> Result<Request, Error> {
@@ -100,7 +102,10 @@ impl Vlm {
         let text =
             if request.raw_prompt { request.prompt.clone() } else { chat_text(model, request)? };
         if let Some(prepared) = &request.prepared {
-            return Ok((text, prepared.clone()));
+            let Some(late) = request.clips.first() else { return Ok((text, prepared.clone())) };
+            let path = late.label().to_owned();
+            let reason = "was added to a request whose pictures were prepared before; add it first";
+            return Err(InputError::Refused { path, reason: reason.into() }.into());
         }
         let clips = match in_prompt_order(&request.clips, &model.family.placeholders(&text)?) {
             Some(clips) => clips,

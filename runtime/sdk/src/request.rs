@@ -72,10 +72,10 @@ impl Request {
 
     /// Adds a picture (or video) that was loaded before. The order is the prompt's; in a raw
     /// prompt each placeholder takes the next clip of its kind. A request that was
-    /// [prepared](crate::Vlm::prepared) starts anew with it.
+    /// [prepared](crate::Vlm::prepared) takes no more: how many there are decides how some models
+    /// cut them.
     #[must_use]
     pub fn clip(mut self, clip: Clip) -> Self {
-        self.prepared = None;
         self.clips.push(clip);
         self
     }

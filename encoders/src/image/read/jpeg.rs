@@ -34,7 +34,7 @@ use crate::image::sink::{Facts, Sink, Source};
 
 /// Most scans that are decoded: each may touch every coefficient, whatever its length in the file.
 /// Encoders write about ten.
-const MOST_SCANS: usize = 500;
+const MOST_SCANS: usize = 100;
 
 /// libjpeg decodes to `n / 8` of the size.
 const REDUCTIONS: [u8; 4] = [8, 4, 2, 1];
