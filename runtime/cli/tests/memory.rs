@@ -272,7 +272,7 @@ fn bmp(path: &Path) {
 /// Peak resident size of a run of the program, bytes, and its records.
 fn peak(folder: &Path, args: &[&str]) -> (u64, String) {
     let mut child = secateur(folder)
-        .args(["caption", "--format", "jsonl", "--max-tokens", "1", "--progress", "never"])
+        .args(["caption", "--format", "jsonl", "--max-tokens", "1", "--progress", "none"])
         .args(args)
         .stdout(Stdio::from(fs::File::create(folder.join("out.jsonl")).unwrap()))
         .stderr(Stdio::null())

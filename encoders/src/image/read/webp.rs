@@ -44,8 +44,11 @@ pub(super) fn open<'a, R: BufRead + Seek + 'a>(
     let mut head = [0u8; 30];
     let length = reader.seek(SeekFrom::End(0)).map_err(failed)?;
     reader.rewind().map_err(failed)?;
-    reader.read_exact(&mut head).map_err(failed)?;
-    if length < u64::from(le32(&head[4..])) + 8 {
+    // The shortest pictures have less than the header of the extended format.
+    let mut start = Vec::new();
+    reader.by_ref().take(head.len() as u64).read_to_end(&mut start).map_err(failed)?;
+    head[..start.len()].copy_from_slice(&start);
+    if start.len() < 20 || length < u64::from(le32(&head[4..])) + 8 {
         return Err(corrupt(label, "the file ends too early"));
     }
     reader.rewind().map_err(failed)?;
