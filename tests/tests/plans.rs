@@ -89,7 +89,7 @@ fn the_counts_of_a_plan_are_the_counts_of_its_run() {
     let entry = (0..ENTRIES.len(), prop_oneof![1usize..12, 1usize..300], 1u32..=100);
     let chains = (0..models.len(), proptest::collection::vec(entry, 1..4));
     let cases =
-        if std::env::var_os("SECATEUR_FULL").is_some_and(|v| v == "1") { 3000 } else { 300 };
+        if std::env::var_os("SECATEUR_FULL").is_some_and(|v| v == "1") { 3000 } else { 100 };
     let config = Config { cases, failure_persistence: None, ..Config::default() };
     let (compared, known) = (Cell::new(0), Cell::new(0));
     let outcome = TestRunner::new_with_rng(

@@ -74,10 +74,15 @@ impl ChainSpec {
                 return Err(fail("an entry has no pruner name".into()));
             }
             let mut params = Table::new();
-            for part in &parts[1..] {
+            let mut rest = parts[1..].iter().peekable();
+            while let Some(part) = rest.next() {
                 let Some((key, value)) = part.split_once('=') else {
                     return Err(fail(format!("`{part}` is not `name=value`")));
                 };
+                // The one value with the separator of parameters in it.
+                let is_mass = value.trim() == "mass";
+                let share = rest.next_if(|next| is_mass && !next.contains('='));
+                let value = share.map_or_else(|| value.to_owned(), |s| format!("{value}:{s}"));
                 let value = inline_value(value.trim()).map_err(fail)?;
                 if params.insert(key.trim().to_owned(), value).is_some() {
                     return Err(fail(format!("`{}` is given twice", key.trim())));
