@@ -1,4 +1,5 @@
 //! One picture is one item, whatever was typed to reach it, and two pictures are two.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(unix)]
 
 mod support;
