@@ -24,6 +24,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+# A few values of these tensors stand in the file, so that it is used with the model it was written from and no other.
+SAMPLED = ("patch_embedding.weight", "projection.weight", "q_proj.weight", "fc2.weight")
 OPSET = 20  # the first with Gelu
 
 DEFAULTS = {  # of the classes of transformers 5.24, where a key is absent
@@ -94,6 +96,7 @@ class Graph:
 
     def __init__(self, tensors):
         self.tensors, self.nodes, self.initialisers, self.count = tensors, [], {}, 0
+        self.sample = {}
 
     def add(self, op, inputs, name=None, **attributes):
         self.count += 1
@@ -109,6 +112,9 @@ class Graph:
         if name not in self.tensors:
             sys.exit(f"no tensor `{name}` in the checkpoint")
         array = self.tensors[name]
+        if name.endswith(SAMPLED):
+            flat = array.reshape(-1)
+            self.sample[name] = [float(flat[(2 * i + 1) * len(flat) // 8]) for i in range(4)]
         return self.value(name, array.T if transpose else array)
 
     def ints(self, *values):
@@ -217,15 +223,18 @@ def build(folder, signals, keys):
         if intern:
             delta = g.add("Mul", [delta, g.weight(f"{at}.lambda_2")])
         x = g.add("Add", [x, delta])
+    final = None
     if config.get("model_type") in FINAL_NORM and run == layers:
-        if intern and not c["use_mean_pooling"]:
-            x = g.norm(x, "layernorm", eps, norm_kind)
+        if intern:
+            final = None if c["use_mean_pooling"] else "layernorm"
         elif not cls:
-            x = g.norm(x, "post_layernorm", eps)
+            final = "post_layernorm"
+    if final:
+        x = g.norm(x, final, eps, norm_kind if intern else "layer_norm")
     report("hidden", x, [rows, width])
 
     tower = dict(version=1, tower=kind, layers=run, file_layers=layers, heads=heads, width=width, cls=cls,
-                 image=image, patch=patch, signals=signals, keys=bool(keys))
+                 image=image, patch=patch, signals=signals, keys=bool(keys), eps=eps, final_norm=final is not None, weights=g.sample)
     pixels = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["crops", 3, image, image])
     graph = helper.make_graph(g.nodes, kind, [pixels], outputs, list(g.initialisers.values()))
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9,
@@ -249,7 +258,7 @@ def main():
     beside = os.path.basename(arguments.out) + ".data"
     onnx.save_model(model, temporary, save_as_external_data=large, location=beside if large else None)
     os.replace(temporary, arguments.out)
-    print(json.dumps(tower))
+    print(json.dumps({key: value for key, value in tower.items() if key != "weights"}))
 
 
 if __name__ == "__main__":

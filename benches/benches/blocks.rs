@@ -64,7 +64,7 @@ fn main() {
             let bytes = view.bytes().to_vec();
             let file = WeightFile::in_memory("w", bytes);
             let view = file.view("w", view.format(), view.shape(), 0).expect("it fits");
-            ops.pack_linear(&[&view], &[]).expect("a matrix")
+            ops.pack_linear(&[view.into()]).expect("a matrix")
         };
         (0..COPIES).map(|_| copy()).collect()
     });

@@ -16,7 +16,7 @@ use secateur_benches::values;
 use secateur_core::cache::LayerCache;
 use secateur_core::ops::cpu::{CpuOps, Isa};
 use secateur_core::ops::{
-    Activation, AttentionParams, Heads, Keys, Linear, Mask, Norm, NormKind, Ops, Precision, Segment,
+    Activation, AttentionParams, Heads, Keys, Linear, Mask, NormKind, Ops, Precision, Segment,
 };
 use secateur_core::tensor::Tensor;
 use secateur_core::weights::WeightView;
@@ -65,8 +65,9 @@ fn linear(c: &mut Criterion) {
         let (ops, ceiling) = machine(precision);
         let weights =
             WeightView::from_f32("w", &[outputs, inputs], &values(inputs * outputs, 0.05));
-        let layers: Vec<Linear> =
-            (0..COPIES).map(|_| ops.pack_linear(&[&weights], &[]).expect("shapes agree")).collect();
+        let layers: Vec<Linear> = (0..COPIES)
+            .map(|_| ops.pack_linear(&[weights.clone().into()]).expect("shapes agree"))
+            .collect();
         let mut group = c.benchmark_group(format!("linear-{}", precision.dtype()));
         for rows in [1, 8, 64, 640] {
             let x = Tensor::from_slice(rows, inputs, &values(rows * inputs, 1.0));
@@ -127,7 +128,7 @@ fn attention(c: &mut Criterion) {
 fn norm(c: &mut Criterion) {
     let width = 2048;
     let (ops, ceiling) = machine(Precision::F32);
-    let rms = Norm { kind: NormKind::Rms, gain: vec![1.0; width].into(), bias: None, eps: 1e-5 };
+    let rms = ops.pack_norm(NormKind::Rms, vec![1.0; width], None, 1e-5);
     let mut group = c.benchmark_group("add_norm");
     for rows in [1, 640] {
         let mut x = Tensor::from_slice(rows, width, &values(rows * width, 1.0));

@@ -21,8 +21,7 @@ use secateur_core::chain::{ChainSpec, Params};
 use secateur_core::clip::Grid;
 use secateur_core::error::{ChainError, RunError};
 use secateur_core::model::{DecoderInfo, ModelInfo};
-use secateur_core::prune::{Cut, Memory, Plan, Pruner, Selection};
-use secateur_core::signal::Signals;
+use secateur_core::prune::{Cut, Memory, Observation, Plan, Pruner, Selection};
 use secateur_core::testkit::{self, Fill};
 use secateur_core::tokens::TokenMap;
 use secateur_pruners::PRUNERS;
@@ -50,8 +49,8 @@ impl Pruner for Timed {
         selection
     }
 
-    fn observe(&self, signals: &Signals, entered: usize, memory: &mut Memory) {
-        self.inner.observe(signals, entered, memory);
+    fn observe(&self, seen: &Observation<'_>, memory: &mut Memory) {
+        self.inner.observe(seen, memory);
     }
 }
 

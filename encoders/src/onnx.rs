@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - The file was written by `encoders/export_onnx.py`: what it is stands in its metadata, and is
-//!   compared with the model's own configuration before it is used.
+//!   compared with the model's own configuration, and a sample of its weights with the model's,
+//!   before it is used. Files of older exporters hold no sample and are taken by their shapes.
 //! - Signals are extra outputs of the graph. Those that were not exported are withheld, with the
 //!   reason, so that a chain that needs one is refused when it is planned.
 //! - The library is loaded from a path that is known to be given; without one there is an error
@@ -17,9 +18,12 @@ use ort::environment::Environment;
 use ort::session::{Session, SessionOutputs};
 use ort::value::TensorRef;
 use secateur_core::error::RunError;
-use secateur_core::model::{Control, Encoded, Encoder, EncoderInfo, Pixels, SignalKind, TowerSpec};
+use secateur_core::model::{
+    Control, Encoded, Encoder, EncoderInfo, Pixels, SignalKind, TowerSpec, Withheld,
+};
 use secateur_core::ops::Ops;
 use secateur_core::signal::{CropSignals, Signal};
+use secateur_core::weights::{Format, Weights};
 use serde_json::Value;
 
 use crate::vit::EncoderLoadError;
@@ -59,8 +63,9 @@ pub struct OnnxOptions {
     pub threads: Option<usize>,
 }
 
-/// Loads a tower from an ONNX file; `spec` is what the model's family asks for, `ops` holds the
-/// rows it gives.
+/// Loads a tower from an ONNX file; `spec` is what the model's family asks for, `weights` the
+/// model's own tower (`tower.*`), which the file must have been written from, `ops` holds the rows
+/// it gives.
 ///
 /// # Errors
 /// [`EncoderLoadError::Onnx`]: no library, no such file, a file of another kind or of another
@@ -68,6 +73,7 @@ pub struct OnnxOptions {
 pub fn load(
     path: &Path,
     spec: &TowerSpec,
+    weights: &Weights,
     options: &OnnxOptions,
     ops: Arc<dyn Ops>,
 ) -> Result<Box<dyn Encoder>, EncoderLoadError> {
@@ -87,6 +93,7 @@ pub fn load(
         .and_then(|text| serde_json::from_str::<Value>(&text).ok())
         .ok_or_else(|| failed(format!("no metadata `{KEY}`: write it with export_onnx.py")))?;
     check(&described, &config).map_err(failed)?;
+    check_weights(&described, weights).map_err(failed)?;
     let outputs: Vec<String> = session.outputs().iter().map(|o| o.name().to_owned()).collect();
     if !outputs.iter().any(|o| o == "hidden") {
         return Err(failed("no output `hidden`".into()));
@@ -192,7 +199,50 @@ fn check(described: &Value, config: &Config) -> Result<(), String> {
             return Err(format!("`{key}` is {found}, the model needs {want}"));
         }
     }
+    let eps = described.get("eps").and_then(Value::as_f64);
+    if let Some(eps) = eps.filter(|eps| *eps as f32 != config.eps) {
+        return Err(format!("`eps` is {eps}, the model needs {}", config.eps));
+    }
+    let normed = described.get("final_norm").and_then(Value::as_bool);
+    if let Some(normed) = normed.filter(|n| *n != config.final_norm.is_some()) {
+        return Err(format!("`final_norm` is {normed}, the model needs {}", !normed));
+    }
     Ok(())
+}
+
+/// Compares the sample of weights that the exporter wrote, bit by bit as f32. A quantised graph
+/// keeps the sample of the weights that it was made from; a model whose own tower is held in
+/// quantised blocks has no exact values to compare.
+fn check_weights(described: &Value, weights: &Weights) -> Result<(), String> {
+    let Some(sample) = described.get("weights").and_then(Value::as_object) else { return Ok(()) };
+    for (name, values) in sample {
+        let own = format!("tower.{name}");
+        let wanted: Vec<f32> = values.as_array().into_iter().flatten().filter_map(as_f32).collect();
+        let shape = weights.shape_of(&own).map(<[usize]>::to_vec);
+        let view = shape.and_then(|shape| weights.tensor(&own, &shape).ok()).ok_or_else(|| {
+            format!("was exported from a model with a tensor `{name}`, which this model lacks")
+        })?;
+        if !matches!(view.format(), Format::Plain(_)) {
+            continue;
+        }
+        let same = wanted.iter().enumerate().all(|(i, want)| {
+            let mut found = [0.0];
+            view.read_f32((2 * i + 1) * view.len() / (2 * wanted.len()), &mut found);
+            found[0].to_bits() == want.to_bits()
+        });
+        if !same || wanted.is_empty() {
+            return Err(format!(
+                "was exported from another model: tensor `{name}` holds other values than this \
+                 model's; export its own tower with export_onnx.py"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn as_f32(value: &Value) -> Option<f32> {
+    // Exact: the exporter writes every f32 as the f64 that equals it.
+    value.as_f64().map(|v| v as f32)
 }
 
 /// What the exported outputs offer.
@@ -200,27 +250,26 @@ fn info(config: &Config, outputs: &[String]) -> EncoderInfo {
     let layers_of = |prefix: &str| -> Vec<usize> {
         outputs.iter().filter_map(|o| o.strip_prefix(prefix)?.parse().ok()).collect()
     };
-    let native = |what: &str| format!("the ONNX tower gives no {what}; use the native tower");
+    let native = |kind, what: &str| {
+        Withheld::all(kind, format!("the ONNX tower gives no {what}; use the native tower"))
+    };
     let mut withheld = vec![
-        (SignalKind::EncoderMap, native("attention maps")),
-        (SignalKind::PoolingAttention, native("attention of a pooling head")),
+        native(SignalKind::EncoderMap, "attention maps"),
+        native(SignalKind::PoolingAttention, "attention of a pooling head"),
     ];
-    let again = "export the tower again with";
-    let mut offered = Vec::new();
     for (kind, prefix, flag) in [
-        (SignalKind::ClsAttention, "cls_attention.", "--signals LAYER"),
-        (SignalKind::ColumnMean, "column_mean.", "--signals LAYER"),
-        (SignalKind::EncoderKeys, "keys.", "--signals LAYER --keys"),
+        (SignalKind::ClsAttention, "cls_attention.", ""),
+        (SignalKind::ColumnMean, "column_mean.", ""),
+        (SignalKind::EncoderKeys, "keys.", " --keys"),
     ] {
-        let layers = layers_of(prefix);
-        if layers.is_empty() {
-            withheld
-                .push((kind, format!("the ONNX tower has no output `{prefix}*`; {again} {flag}")));
-        }
-        offered.extend(layers);
+        let except = layers_of(prefix);
+        let found = match except.as_slice() {
+            [] => format!("the ONNX tower has no output `{prefix}LAYER`"),
+            layers => format!("the ONNX tower gives `{prefix}LAYER` of layers {layers:?} alone"),
+        };
+        let reason = format!("{found}; export it again with `--signals {{layers}}{flag}`");
+        withheld.push(Withheld { kind, except, reason });
     }
-    offered.sort_unstable();
-    offered.dedup();
     EncoderInfo {
         tower: config.kind.clone(),
         layers: config.layers,
@@ -228,8 +277,7 @@ fn info(config: &Config, outputs: &[String]) -> EncoderInfo {
         heads: config.heads,
         width: config.width,
         cls: config.class_token,
-        full_attention_layers: offered,
-        one_to_one: config.is_one_to_one(),
+        full_attention_layers: (0..config.layers).collect(),
         withheld,
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use secateur_core::model::{
-    Control, Encoder, EncoderInfo, Pixels, ProcessorOptions, SignalKind, TowerSpec,
+    Control, Encoder, EncoderInfo, Pixels, ProcessorOptions, SignalKind, TowerSpec, Withheld,
 };
 use secateur_core::ops::Precision;
 use secateur_core::ops::cpu::CpuOps;
@@ -84,7 +84,7 @@ fn a_candle_tower_is_an_encoder_like_any_other() {
     let spec = TowerSpec { feature_layers: vec![0], ..tower_spec(&case.model) };
     let native = vit::build(&spec, &weights, ops.clone()).unwrap();
     let withheld = [SignalKind::ClsAttention, SignalKind::ColumnMean, SignalKind::EncoderKeys]
-        .map(|kind| (kind, "the candle tower gives features only".to_owned()));
+        .map(|kind| Withheld::all(kind, "the candle tower gives features only"));
     let info = EncoderInfo { withheld: withheld.to_vec(), ..native.info().clone() };
     let ours = CandleEncoder::new(Embeddings::new(&weights, info), 1, ops);
 

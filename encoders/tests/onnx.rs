@@ -8,11 +8,11 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use secateur_core::model::{Control, Encoder, Pixels, ProcessorOptions, SignalKind};
+use secateur_core::model::{Control, Encoder, Pixels, ProcessorOptions, SignalKind, TowerSpec};
 use secateur_core::ops::Precision;
 use secateur_core::ops::cpu::CpuOps;
 use secateur_core::signal::Signal;
-use secateur_encoders::onnx::{OnnxOptions, load};
+use secateur_encoders::onnx::{self, OnnxOptions, load};
 use secateur_encoders::{processors, vit};
 use support::{Case, golden, tower_spec, tower_weights};
 
@@ -51,15 +51,16 @@ fn an_exported_tower_equals_the_native_one() {
     if !library_is_there() {
         return;
     }
-    for (name, model) in [
-        ("llava-two-images-dense", "llava-1.5-tiny.onnx"),
-        ("llava-onevision-tiny.image", "llava-onevision-tiny.onnx"),
+    for (name, model, exported_layers) in [
+        ("llava-two-images-dense", "llava-1.5-tiny.onnx", &[0, 1, 2][..]),
+        ("llava-onevision-tiny.image", "llava-onevision-tiny.onnx", &[2]),
     ] {
         let case = Case::read(&golden().join("open").join(name));
         let spec = tower_spec(&case.model);
-        let native = vit::build(&spec, &tower_weights(&case.model), ops()).unwrap();
+        let weights = tower_weights(&case.model);
+        let native = vit::build(&spec, &weights, ops()).unwrap();
         let exported: Box<dyn Encoder> =
-            load(&file(model), &spec, &OnnxOptions::default(), ops()).unwrap();
+            load(&file(model), &spec, &weights, &OnnxOptions::default(), ops()).unwrap();
         let layer = native.info().layers - 1;
         let mut signals = vec![
             Signal::ColumnMean { layer },
@@ -69,8 +70,10 @@ fn an_exported_tower_equals_the_native_one() {
         if native.info().cls {
             signals.push(Signal::ClsAttention { layer });
         }
-        assert_eq!(exported.info().full_attention_layers, [layer]);
-        assert!(exported.info().withheld.iter().any(|w| w.0 == SignalKind::EncoderMap));
+        let withheld = |kind| exported.info().withheld.iter().find(|w| w.kind == kind).unwrap();
+        assert_eq!(exported.info().full_attention_layers, native.info().full_attention_layers);
+        assert_eq!(withheld(SignalKind::ColumnMean).except, exported_layers);
+        assert!(withheld(SignalKind::EncoderMap).except.is_empty());
         let pixels = pixels(&case);
         let refs: Vec<&Pixels> = pixels.iter().collect();
         let a = native.encode(&refs, &signals, &Control::default()).unwrap();
@@ -102,6 +105,10 @@ fn an_exported_tower_equals_the_native_one() {
 fn what_does_not_fit_is_refused_with_its_reason() {
     let model = golden().join("models/llava-1.5-tiny");
     let spec = tower_spec(&model);
+    let weights = tower_weights(&model);
+    let load = |path: &Path, spec: &TowerSpec, options: &OnnxOptions, ops| {
+        load(path, spec, &weights, options, ops)
+    };
     let options =
         OnnxOptions { library: Some("/nowhere/libonnxruntime.so".into()), ..Default::default() };
     let error = load(&file("llava-1.5-tiny.onnx"), &spec, &options, ops()).unwrap_err();
@@ -123,4 +130,19 @@ fn what_does_not_fit_is_refused_with_its_reason() {
     assert!(error.to_string().contains("`layers` is 3, the model needs 4"), "{error}");
     let error = load(&file("README.md"), &spec, &options, ops()).unwrap_err();
     assert!(error.to_string().contains("README.md"), "{error}");
+    // The same shapes with other values: a model that was trained on, say.
+    let changed = tower_weights(&model).renamed(|name| {
+        let (q, k) = ("tower.encoder.layers.1.self_attn.q_proj.weight", "self_attn.k_proj");
+        if name == q {
+            None
+        } else if name == q.replace("self_attn.q_proj", k) {
+            Some(q.into())
+        } else {
+            Some(name.to_owned())
+        }
+    });
+    let path = file("llava-1.5-tiny.onnx");
+    let error = onnx::load(&path, &spec, &changed, &options, ops()).unwrap_err().to_string();
+    let tensor = "`encoder.layers.1.self_attn.q_proj.weight` holds other values";
+    assert!(error.contains("another model") && error.contains(tensor), "{error}");
 }

@@ -113,7 +113,7 @@ impl<'a> ConfigSource<'a> {
         Ok(found)
     }
 
-    /// A model's facts, put together.
+    /// A model's facts, put together; visual tokens are no tower rows unless the family says so.
     pub(crate) fn info(
         &self,
         encoder: EncoderInfo,
@@ -125,6 +125,7 @@ impl<'a> ConfigSource<'a> {
             family: self.root.text("model_type", "")?,
             encoder,
             decoder,
+            one_to_one: false,
             visual_tokens,
         })
     }

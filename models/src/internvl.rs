@@ -71,11 +71,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     };
     let cells = sizes.side() / side;
     let common = Common {
-        info: source.info(
-            sizes.info(&tower.kind, &features, false),
-            decoder.info(),
-            cells * cells,
-        )?,
+        info: source.info(sizes.info(&tower.kind, &features), decoder.info(), cells * cells)?,
         tower: tower.tower(features.layers, final_norm),
         decoder,
         image_token,

@@ -7,7 +7,7 @@
 //! Source: `modeling_llava` and `processing_llava` of transformers 5.24.
 
 use secateur_core::error::{ConfigError, RunError};
-use secateur_core::model::{Pixels, VisualLayout};
+use secateur_core::model::{ModelInfo, Pixels, VisualLayout};
 use serde_json::{Value, json};
 
 use crate::blocks::family::{Blueprint, Common, inside_vocabulary, pictures_only};
@@ -75,10 +75,10 @@ pub(crate) fn common(source: &ConfigSource<'_>) -> Result<(Common, usize), Confi
         activation(root, "projector_hidden_act", "gelu")?,
         root.flag("multimodal_projector_bias", true)?,
     );
-    let encoder = sizes.info(&tower.kind, &features, true);
+    let encoder = sizes.info(&tower.kind, &features);
     let side = sizes.side();
     let common = Common {
-        info: source.info(encoder, decoder.info(), side * side)?,
+        info: ModelInfo { one_to_one: true, ..source.info(encoder, decoder.info(), side * side)? },
         tower: tower.tower(features.layers, false),
         decoder,
         image_token,

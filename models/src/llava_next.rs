@@ -38,7 +38,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
         return Err(source.root.error("vision_feature_select_strategy", expected, "`full`"));
     }
     // Newlines are no tower rows.
-    common.info.encoder.one_to_one = false;
+    common.info.one_to_one = false;
     common.newline = true;
     let default = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]];
     let tiles = own_tiles(&pinpoints(&source.root, &default)?);

@@ -73,7 +73,7 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
     let map = square_map(side as u32, own_tiles(&pinpoints(root, &squares)?));
     let tokens = side * side + (map.0 * (map.1 + 1)) as usize;
     let common = Common {
-        info: source.info(sizes.info(&tower.kind, &features, false), decoder.info(), tokens)?,
+        info: source.info(sizes.info(&tower.kind, &features), decoder.info(), tokens)?,
         tower: tower.tower(features.layers, false),
         decoder,
         image_token,

@@ -7,7 +7,7 @@
 //! picture rows enter unscaled (the scale is the token embedding's).
 
 use secateur_core::error::{ConfigError, RunError};
-use secateur_core::model::{Pixels, Positions, Prompt, VisualLayout};
+use secateur_core::model::{ModelInfo, Pixels, Positions, Prompt, VisualLayout};
 use secateur_core::ops::Activation;
 use serde_json::json;
 
@@ -53,7 +53,10 @@ pub(crate) fn plan(source: &ConfigSource<'_>) -> Result<Box<dyn Blueprint>, Conf
         linears: vec![("linear", decoder.hidden, true, Activation::None)],
     };
     let common = Common {
-        info: source.info(sizes.info(&tower.kind, &features, true), decoder.info(), side * side)?,
+        info: ModelInfo {
+            one_to_one: true,
+            ..source.info(sizes.info(&tower.kind, &features), decoder.info(), side * side)?
+        },
         tower: tower.tower(features.layers, true),
         // May lie outside the embedding: its row is never read.
         image_token: token_id(root, &["image_token_index", "image_token_id"], 256_000)?,

@@ -10,7 +10,9 @@
 
 use secateur_core::error::{ConfigError, RunError};
 use secateur_core::files::Fields;
-use secateur_core::model::{EncoderInfo, Pixels, Positions, Prompt, VisualLayout};
+use secateur_core::model::{
+    EncoderInfo, Pixels, Positions, Prompt, SignalKind, VisualLayout, Withheld,
+};
 use secateur_core::ops::{Activation, NormKind};
 
 use crate::blocks::family::{Blueprint, Common, inside_vocabulary};
@@ -95,9 +97,8 @@ impl QwenVision {
             width: self.width,
             cls: false,
             full_attention_layers,
-            one_to_one: false,
-            withheld: vec![(
-                secateur_core::model::SignalKind::PoolingAttention,
+            withheld: vec![Withheld::all(
+                SignalKind::PoolingAttention,
                 format!("the tower `{kind}` has no pooling head"),
             )],
         }

@@ -10,7 +10,7 @@ use secateur_core::model::{Family, ModelInfo, Pixels, SignalKind, TowerSpec, Vis
 use secateur_core::ops::Ops;
 use secateur_core::weights::Weights;
 
-use crate::blocks::decoder::DecoderConfig;
+use crate::blocks::config::DecoderConfig;
 use crate::blocks::family::{Blueprint, LoadedFamily};
 use crate::config::{ConfigSource, ModelOptions};
 use crate::error::LoadError;
@@ -34,8 +34,25 @@ pub struct FamilyEntry {
     pub signals: &'static [SignalKind],
     /// Chat template of folders that have none.
     pub template: &'static str,
+    /// How the reference's processor lays its tensors out, for traces.
+    pub outputs: ProcessorOutputs,
     plan: fn(&ConfigSource<'_>) -> Result<Box<dyn Blueprint>, ConfigError>,
 }
+
+/// How a reference processor lays its tensors out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessorOutputs {
+    /// Whether the crops of a picture stand on an axis of their own.
+    pub crops_stacked: bool,
+    /// Name of the values of a video; those of a picture are `pixel_values`.
+    pub video_values: &'static str,
+}
+
+const PLAIN: ProcessorOutputs =
+    ProcessorOutputs { crops_stacked: false, video_values: "pixel_values_videos" };
+const STACKED: ProcessorOutputs = ProcessorOutputs { crops_stacked: true, ..PLAIN };
+const ONE_NAME: ProcessorOutputs = ProcessorOutputs { video_values: "pixel_values", ..PLAIN };
+const STACKED_ONE_NAME: ProcessorOutputs = ProcessorOutputs { crops_stacked: true, ..ONE_NAME };
 
 /// Signals of towers with a class token.
 const WITH_CLS: &[SignalKind] = &[
@@ -72,6 +89,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: false,
         signals: WITH_CLS,
         template: crate::llava::TEMPLATE,
+        outputs: PLAIN,
         plan: crate::llava::plan,
     },
     FamilyEntry {
@@ -82,6 +100,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: false,
         signals: WITH_CLS,
         template: crate::llava_next::TEMPLATE,
+        outputs: STACKED,
         plan: crate::llava_next::plan,
     },
     FamilyEntry {
@@ -92,6 +111,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: false,
         signals: SIGLIP,
         template: crate::llava_onevision::TEMPLATE,
+        outputs: STACKED,
         plan: crate::llava_onevision::plan,
     },
     FamilyEntry {
@@ -102,6 +122,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: true,
         signals: WITHOUT_CLS,
         template: crate::qwen2_vl::TEMPLATE,
+        outputs: PLAIN,
         plan: crate::qwen2_vl::plan,
     },
     FamilyEntry {
@@ -112,6 +133,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: true,
         signals: WITHOUT_CLS,
         template: crate::qwen2_vl::TEMPLATE,
+        outputs: PLAIN,
         plan: crate::qwen2_vl::plan_2_5,
     },
     FamilyEntry {
@@ -122,6 +144,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: true,
         signals: WITHOUT_CLS,
         template: crate::qwen3_vl::TEMPLATE,
+        outputs: PLAIN,
         plan: crate::qwen3_vl::plan,
     },
     FamilyEntry {
@@ -132,6 +155,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: false,
         signals: WITHOUT_CLS,
         template: crate::smolvlm::TEMPLATE,
+        outputs: STACKED_ONE_NAME,
         plan: crate::smolvlm::plan,
     },
     FamilyEntry {
@@ -142,6 +166,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: false,
         signals: WITHOUT_CLS,
         template: crate::smolvlm::TEMPLATE_IDEFICS3,
+        outputs: STACKED,
         plan: crate::smolvlm::plan_idefics3,
     },
     FamilyEntry {
@@ -152,6 +177,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: true,
         signals: WITH_CLS,
         template: crate::internvl::TEMPLATE,
+        outputs: ONE_NAME,
         plan: crate::internvl::plan,
     },
     FamilyEntry {
@@ -162,6 +188,7 @@ pub static FAMILIES: &[FamilyEntry] = &[
         boxes: true,
         signals: SIGLIP,
         template: crate::paligemma::TEMPLATE,
+        outputs: PLAIN,
         plan: crate::paligemma::plan,
     },
 ];

@@ -90,7 +90,7 @@ fn blueprint(source: &ConfigSource<'_>, tower: &str) -> Result<Box<dyn Blueprint
     };
     let tokens = (sizes.side() / side).pow(2) * own_tiles(source)?;
     let common = Common {
-        info: source.info(sizes.info(&tower.kind, &features, false), decoder.info(), tokens)?,
+        info: source.info(sizes.info(&tower.kind, &features), decoder.info(), tokens)?,
         tower: tower.tower(features.layers, true),
         decoder,
         image_token,

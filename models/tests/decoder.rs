@@ -9,7 +9,7 @@ use secateur_core::model::{Family, LayerPass, LayerSequence};
 use secateur_core::ops::{Mask, Queries, ScoreRequest, Transition};
 use secateur_core::tensor::{DType, Tensor};
 use secateur_models::ModelOptions;
-use support::{close, load_model, root};
+use support::{close, load_model, root, rotations};
 
 const MODELS: &[&str] = &[
     "llava-1.5-tiny",
@@ -58,8 +58,9 @@ fn layer(family: &dyn Family, layer: usize, members: &mut [Member]) -> Vec<Said>
     let all: Vec<f32> = members.iter().flat_map(|m| m.rows.host().to_vec()).collect();
     let mut x = Tensor::from_slice(all.len() / width, width, &all);
     let positions: Vec<Position> = members.iter().flat_map(|m| m.positions.clone()).collect();
-    let mut rope = None;
+    let rotations = rotations(family, &positions);
     let mut first = 0;
+    let wants: Vec<bool> = members.iter().map(|m| m.wants_transitions).collect();
     let sequences = members
         .iter_mut()
         .map(|m| {
@@ -71,20 +72,29 @@ fn layer(family: &dyn Family, layer: usize, members: &mut [Member]) -> Vec<Said>
                 mask: m.mask,
                 scores: &m.scores,
                 score_out: Vec::new(),
-                wants_transitions: m.wants_transitions,
-                transitions: None,
                 keys: m.keys.take(),
             }
         })
         .collect();
-    let mut pass = LayerPass { positions: &positions, rope: &mut rope, sequences };
+    let mut pass = LayerPass {
+        positions: &positions,
+        rotations: &rotations,
+        sequences,
+        wants_transitions: wants.contains(&true),
+        transitions: None,
+    };
     family.decoder().layer(layer, &mut x, &mut pass).unwrap();
+    let transitions = pass.transitions;
     pass.sequences
         .into_iter()
-        .map(|s| Said {
-            rows: x.host()[s.rows.start * width..s.rows.end * width].to_vec(),
-            scores: s.score_out,
-            transitions: s.transitions,
+        .zip(wants)
+        .map(|(s, wants)| {
+            let of = |t: &Tensor| s.rows.clone().map(|r| t.row(r).try_into().unwrap()).collect();
+            Said {
+                rows: x.host()[s.rows.start * width..s.rows.end * width].to_vec(),
+                scores: s.score_out.iter().map(|t| t.host().to_vec()).collect(),
+                transitions: transitions.as_ref().filter(|_| wants).map(|[a, m]| (of(a), of(m))),
+            }
         })
         .collect()
 }
@@ -131,9 +141,11 @@ fn a_probe_sees_what_the_layer_will_show_and_saves_its_keys() {
             m
         };
         let mut plain = make();
-        let probe = family.decoder().probe(1, &plain.rows, &plain.positions, &[17, 19]).unwrap();
+        let turned = rotations(family, &plain.positions);
+        let probe =
+            family.decoder().probe(1, &plain.rows, &plain.positions, &turned, &[17, 19]).unwrap();
         let shown = layer(family, 1, std::slice::from_mut(&mut plain)).remove(0);
-        close(name, "probe", &probe.scores, &shown.scores[0], 1e-5);
+        close(name, "probe", probe.scores.host(), &shown.scores[0], 1e-5);
         let (mut with_keys, other) = (make(), make());
         with_keys.keys = Some(probe.keys);
         let reused = layer(family, 1, &mut [with_keys, other]);

@@ -239,7 +239,7 @@ fn a_part_given_takes_the_defaults_of_its_own_class() {
 
 #[test]
 fn a_window_that_is_absent_and_one_that_is_null_differ() {
-    use secateur_models::blocks::decoder::Windows;
+    use secateur_models::blocks::config::Windows;
     let windows = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
         let mut config = config_of("llava-next-tiny");
         change(config["text_config"].as_object_mut().unwrap());

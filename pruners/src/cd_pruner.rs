@@ -29,7 +29,6 @@ use secateur_core::signal::Signal;
 use crate::diversity::{Cosines, greedy_dpp};
 use crate::options::{self, Positions};
 use crate::parameters::{KEEP, RENUMBERED, parameter};
-use crate::read::{self, refuse};
 use crate::registry::Entry;
 use crate::score::{self, Group, Scope, with_structural};
 
@@ -71,7 +70,6 @@ pub const ENTRY: Entry = Entry {
 /// Chooses by a determinantal point process.
 #[derive(Clone, Debug)]
 pub struct CdPruner {
-    name: String,
     budget: Budget,
     scope: Scope,
     sign: f32,
@@ -93,7 +91,6 @@ impl CdPruner {
         }
         let signs = [("positive", 1.0f32), ("negative", -1.0)];
         Ok(Self {
-            name: params.pruner().to_owned(),
             budget: options::required_budget(params)?,
             scope: params.choice("per", Scope::PER_IMAGE)?.unwrap_or(Scope::EachImage),
             sign: params.choice("relevance", &signs)?.unwrap_or(1.0),
@@ -121,14 +118,11 @@ impl Pruner for CdPruner {
     fn plan(&self, model: &ModelInfo) -> Result<Plan, ChainError> {
         let mut notes = Vec::new();
         let positions = self.positions.resolve(model, &mut notes);
-        let stage = StagePlan {
-            site: Site::Input,
-            reads: vec![Signal::Embeddings, Signal::InstructionEmbedding],
-            positions,
-            budget: self.scope.describe(&self.budget),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+        let stage = StagePlan::at(Site::Input)
+            .reads([Signal::Embeddings, Signal::InstructionEmbedding])
+            .positions(positions)
+            .budget(self.scope.describe(&self.budget));
+        Ok(Plan::of([stage], notes))
     }
 
     fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
@@ -137,12 +131,12 @@ impl Pruner for CdPruner {
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
         let tokens = cut.tokens;
-        let rows = read::embeddings(&self.name, cut)?;
-        let instruction = ArrayView1::from(read::instruction(&self.name, cut)?);
+        let rows = cut.embeddings()?;
+        let instruction = ArrayView1::from(cut.instruction()?);
         if instruction.len() != rows.ncols() {
             let reason =
                 format!("{} values of instruction for {}", instruction.len(), rows.ncols());
-            return Err(refuse(&self.name, cut, reason));
+            return Err(cut.refuse(reason));
         }
         let norm = |v: ArrayView1<'_, f32>| v.dot(&v).sqrt();
         let length = norm(instruction);

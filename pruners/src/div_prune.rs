@@ -23,7 +23,6 @@ use crate::diversity::{Cosines, farthest_points};
 use crate::grid::count_budget;
 use crate::options::{self, Positions};
 use crate::parameters::{KEEP, RENUMBERED, parameter};
-use crate::read;
 use crate::registry::Entry;
 use crate::score::{self, Scope, with_structural};
 
@@ -51,7 +50,6 @@ pub const ENTRY: Entry = Entry {
 /// Chooses by max-min cosine distance.
 #[derive(Clone, Debug)]
 pub struct DivPrune {
-    name: String,
     budget: Budget,
     scope: Scope,
     positions: Positions,
@@ -64,7 +62,6 @@ impl DivPrune {
     /// A missing budget, a value out of range.
     pub fn parse(params: &Params<'_>) -> Result<Self, ChainError> {
         Ok(Self {
-            name: params.pruner().to_owned(),
             budget: count_budget(params)?,
             scope: params.choice("per", Scope::PER_IMAGE)?.unwrap_or(Scope::EachImage),
             positions: Positions::parse(params, PositionPolicy::Renumber)?,
@@ -76,14 +73,11 @@ impl Pruner for DivPrune {
     fn plan(&self, model: &ModelInfo) -> Result<Plan, ChainError> {
         let mut notes = Vec::new();
         let positions = self.positions.resolve(model, &mut notes);
-        let stage = StagePlan {
-            site: Site::Input,
-            reads: vec![Signal::Embeddings],
-            positions,
-            budget: self.scope.describe(&self.budget),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+        let stage = StagePlan::at(Site::Input)
+            .reads([Signal::Embeddings])
+            .positions(positions)
+            .budget(self.scope.describe(&self.budget));
+        Ok(Plan::of([stage], notes))
     }
 
     fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
@@ -92,7 +86,7 @@ impl Pruner for DivPrune {
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
         let tokens = cut.tokens;
-        let rows = read::embeddings(&self.name, cut)?;
+        let rows = cut.embeddings()?;
         let by_grid = |i: u32| tokens.tokens[i as usize].grid;
         let mut chosen = Vec::new();
         for group in score::groups(tokens, self.scope, &self.budget, &[], by_grid) {

@@ -89,14 +89,11 @@ impl Pruner for FastV {
         options::check_decoder_layer(&self.name, self.layer, model)?;
         let mut notes = Vec::new();
         let positions = self.positions.resolve(model, &mut notes);
-        let stage = StagePlan {
-            site: Site::Decoder(self.layer),
-            reads: vec![self.signal()],
-            positions,
-            budget: self.ranking.scope.describe(&self.budget),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+        let stage = StagePlan::at(Site::Decoder(self.layer))
+            .reads([self.signal()])
+            .positions(positions)
+            .budget(self.ranking.scope.describe(&self.budget));
+        Ok(Plan::of([stage], notes))
     }
 
     fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {

@@ -23,12 +23,11 @@ use secateur_core::model::ModelInfo;
 use secateur_core::prune::{
     Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
 };
-use secateur_core::signal::{CropSignals, Signal};
+use secateur_core::signal::{CropSignals, PatchOrder, Signal};
 use secateur_core::tokens::TokenKind;
 
 use crate::options::{self, Positions};
 use crate::parameters::{FRAME_KEEP, RENUMBERED, parameter};
-use crate::read::{self, PatchOrder, refuse};
 use crate::registry::Entry;
 use crate::score::{top_k, with_structural};
 
@@ -65,7 +64,6 @@ pub const ENTRY: Entry = Entry {
 /// Keeps what changed.
 #[derive(Clone, Debug)]
 pub struct FrameDiff {
-    name: String,
     rule: Rule,
     min_keep: usize,
     embeddings: bool,
@@ -141,7 +139,6 @@ impl FrameDiff {
         };
         let references = [("previous", false), ("kept", true)];
         Ok(Self {
-            name: params.pruner().to_owned(),
             rule,
             min_keep: params.count("min_keep")?.unwrap_or(1),
             embeddings,
@@ -187,21 +184,20 @@ impl Pruner for FrameDiff {
         };
         notes.push("the first frame stays whole".into());
         let read = if self.embeddings { Signal::Embeddings } else { Signal::Pixels };
-        let stage =
-            StagePlan { site: Site::Input, reads: vec![read], positions, budget, drop: None };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+        let stage = StagePlan::at(Site::Input).reads([read]).positions(positions).budget(budget);
+        Ok(Plan::of([stage], notes))
     }
 
     fn select(&self, cut: &Cut<'_>, memory: &mut Memory) -> Result<Selection, RunError> {
         let tokens = cut.tokens;
         let order = PatchOrder::of(&cut.signals.sources);
         let rows: Option<ArrayView2<'_, f32>> =
-            if self.embeddings { Some(read::embeddings(&self.name, cut)?) } else { None };
+            if self.embeddings { Some(cut.embeddings()?) } else { None };
         let cell_of = |i: u32| -> Option<Cell> {
             if let Some(rows) = rows {
                 return Some(Cell::Row(rows.row(i as usize).to_vec()));
             }
-            let source = read::source(cut, i)?;
+            let source = cut.source(i)?;
             Some(Cell::Grey(grey(&cut.signals.crops, &source.patches, order)?))
         };
         let seen = memory.episode_or_default::<Seen>();
@@ -218,9 +214,8 @@ impl Pruner for FrameDiff {
                 }
                 let grid = tokens.grid_of(t);
                 let place = (grid.picture, grid.tile, t.row, t.col);
-                let cell = cell_of(i).ok_or_else(|| {
-                    refuse(&self.name, cut, format!("token {i} has no pixels to compare"))
-                })?;
+                let cell = cell_of(i)
+                    .ok_or_else(|| cut.refuse(format!("token {i} has no pixels to compare")))?;
                 let difference = seen.0.get(&place).and_then(|before| cell.difference(before));
                 scores[i as usize] = difference.unwrap_or(cell.whole());
                 frame.push((i, place, cell, difference));

@@ -18,6 +18,7 @@ pub mod diversity;
 pub mod fastv;
 pub mod frame_diff;
 pub mod grid;
+pub mod lattice;
 pub mod pool;
 pub mod presets;
 pub mod pyramid_drop;
@@ -32,7 +33,6 @@ pub mod vtc_cls;
 
 mod options;
 mod parameters;
-mod read;
 mod schedule;
 
 pub use registry::{Entry, PRUNERS, Parameter, registry};

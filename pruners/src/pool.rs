@@ -18,7 +18,8 @@ use secateur_core::prune::{
 };
 use secateur_core::tokens::{TokenKind, TokenMap};
 
-use crate::grid::{self, count_budget, lattice_shape};
+use crate::grid::count_budget;
+use crate::lattice::{self, lattice_shape};
 use crate::options::{self, Positions};
 use crate::parameters::{KEEP, RENUMBERED, parameter};
 use crate::registry::Entry;
@@ -72,14 +73,10 @@ impl Pruner for Pool {
     fn plan(&self, model: &ModelInfo) -> Result<Plan, ChainError> {
         let mut notes = Vec::new();
         let positions = self.positions.resolve(model, &mut notes);
-        let stage = StagePlan {
-            site: Site::Input,
-            reads: Vec::new(),
-            positions,
-            budget: format!("{}, pooled", self.scope.describe(&self.budget)),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+        let stage = StagePlan::at(Site::Input)
+            .positions(positions)
+            .budget(format_args!("{}, pooled", self.scope.describe(&self.budget)));
+        Ok(Plan::of([stage], notes))
     }
 
     fn keeps(&self, _stage: usize, current: usize, entered: usize) -> Option<usize> {
@@ -103,7 +100,7 @@ impl Pruner for Pool {
                 chosen.extend(group.members);
                 continue;
             }
-            let pooled = match grid::raster_of(tokens, &group.members) {
+            let pooled = match lattice::raster_of(tokens, &group.members) {
                 Some(_) => pool_cells(tokens, &group.members, group.keep),
                 None => pool_areas(tokens, group.members, group.keep),
             };

@@ -23,7 +23,6 @@ use secateur_core::signal::{Rows, Signal};
 use crate::debias::Debias;
 use crate::options::Positions;
 use crate::parameters::{DEBIASED, RENUMBERED, SCHEDULED_KEEP, parameter};
-use crate::read::refuse;
 use crate::registry::Entry;
 use crate::schedule::Schedule;
 use crate::score::{Ranking, Scope};
@@ -66,7 +65,6 @@ pub const ENTRY: Entry = Entry {
 /// Ranks by the last prompt token's attention, several times.
 #[derive(Clone, Debug)]
 pub struct PyramidDrop {
-    name: String,
     schedule: Schedule,
     /// Of the first drop, which alone is debiased, and of the later ones.
     rankings: [Ranking; 2],
@@ -80,7 +78,6 @@ impl PyramidDrop {
     /// Lists that do not fit each other, values out of range.
     pub fn parse(params: &Params<'_>) -> Result<Self, ChainError> {
         Ok(Self {
-            name: params.pruner().to_owned(),
             schedule: Schedule::parse(params, &[8, 16, 24], &[0.5, 0.25, 0.125])?,
             rankings: first_and_later(params)?,
             positions: Positions::parse(params, PositionPolicy::Renumber)?,
@@ -103,15 +100,14 @@ impl Pruner for PyramidDrop {
         let mut notes = Vec::new();
         let positions = self.positions.resolve(model, &mut notes);
         let layers = self.schedule.layers(model);
-        let stage = |(j, layer): (usize, usize)| StagePlan {
-            site: Site::Decoder(layer),
-            reads: vec![Signal::Probe { layer, rows: Rows::Last }],
-            positions,
-            budget: self.schedule.describe(j),
-            drop: Some(j),
+        let stage = |(j, layer): (usize, usize)| {
+            StagePlan::at(Site::Decoder(layer))
+                .reads([Signal::Probe { layer, rows: Rows::Last }])
+                .positions(positions)
+                .budget(self.schedule.describe(j))
+                .drop(j)
         };
-        let stages = layers.into_iter().enumerate().map(stage).collect();
-        Ok(Plan { stages, notes, ..Plan::default() })
+        Ok(Plan::of(layers.into_iter().enumerate().map(stage), notes))
     }
 
     fn keeps(&self, stage: usize, current: usize, entered: usize) -> Option<usize> {
@@ -119,10 +115,8 @@ impl Pruner for PyramidDrop {
     }
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
-        let Site::Decoder(layer) = cut.site else {
-            return Err(refuse(&self.name, cut, "it cuts inside the decoder only"));
-        };
-        let scores = cut.vector(Signal::Probe { layer, rows: Rows::Last })?.to_vec();
+        let [row] = cut.plan.reads[..] else { return Err(cut.refuse("it reads one row")) };
+        let scores = cut.vector(row)?.to_vec();
         let ranking = &self.rankings[cut.stage.min(1)];
         Ok(ranking.select(cut, scores, &self.schedule.budget_at(cut)))
     }

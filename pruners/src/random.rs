@@ -10,6 +10,7 @@ use secateur_core::model::ModelInfo;
 use secateur_core::prune::{
     Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
 };
+use secateur_core::random::SplitMix64;
 
 use crate::grid::count_budget;
 use crate::options::{self, Positions};
@@ -69,14 +70,10 @@ impl Pruner for Random {
     fn plan(&self, model: &ModelInfo) -> Result<Plan, ChainError> {
         let mut notes = Vec::new();
         let positions = self.positions.resolve(model, &mut notes);
-        let stage = StagePlan {
-            site: Site::Input,
-            reads: Vec::new(),
-            positions,
-            budget: self.scope.describe(&self.budget),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+        let stage = StagePlan::at(Site::Input)
+            .positions(positions)
+            .budget(self.scope.describe(&self.budget));
+        Ok(Plan::of([stage], notes))
     }
 
     fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
@@ -85,7 +82,7 @@ impl Pruner for Random {
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
         let tokens = cut.tokens;
-        let mut draws = SplitMix64(self.seed);
+        let mut draws = SplitMix64::new(self.seed);
         let by_grid = |i: u32| tokens.tokens[i as usize].grid;
         let mut chosen = Vec::new();
         for mut group in score::groups(tokens, self.scope, &self.budget, &[], by_grid) {
@@ -97,18 +94,5 @@ impl Pruner for Random {
             chosen.extend_from_slice(&places[..group.keep]);
         }
         Ok(Selection::keep(with_structural(tokens, chosen)))
-    }
-}
-
-/// A small generator with a published sequence.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
     }
 }

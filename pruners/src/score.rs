@@ -14,7 +14,7 @@ use secateur_core::prune::{Budget, Cut, Selection};
 use secateur_core::tokens::TokenMap;
 
 use crate::debias::Debias;
-use crate::grid;
+use crate::lattice;
 
 /// Indices of the `k` highest scores, ascending; `k` is clamped to their number.
 ///
@@ -233,7 +233,7 @@ impl Ranking {
                     "{} tokens are padding: cut on a lattice instead of by score",
                     group.members.len()
                 ));
-                chosen.extend(grid::lattice_of(tokens, &group.members, group.keep));
+                chosen.extend(lattice::lattice_of(tokens, &group.members, group.keep));
                 continue;
             }
             let keep = if clamp { group.keep.min(valid) } else { group.keep };

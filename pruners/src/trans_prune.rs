@@ -39,7 +39,6 @@ use secateur_core::signal::{LayerTransitions, Rows, Signal};
 use crate::options::{self, Positions};
 use crate::parameters::{DEBIASED, RENUMBERED, SCHEDULED_KEEP, parameter};
 use crate::pyramid_drop::first_and_later;
-use crate::read::refuse;
 use crate::registry::Entry;
 use crate::schedule::Schedule;
 use crate::score::Ranking;
@@ -172,18 +171,15 @@ impl TransPrune {
     }
 
     /// Accumulated transition weights of the visual tokens.
-    fn transitions(&self, cut: &Cut<'_>, executed: usize) -> Result<Vec<f64>, RunError> {
+    fn transitions(&self, cut: &Cut<'_>) -> Result<Vec<f64>, RunError> {
         let mut sums = vec![0.0; cut.tokens.len()];
         if cut.signals.visual_rows.len() != sums.len() {
             let rows = cut.signals.visual_rows.len();
-            return Err(refuse(&self.name, cut, format!("{rows} rows for {} tokens", sums.len())));
+            return Err(cut.refuse(format!("{rows} rows for {} tokens", sums.len())));
         }
-        for layer in self.observed(cut.model, executed) {
-            let signal = Signal::Transitions { layer };
-            let seen = cut.signals.transitions.get(&layer).ok_or_else(|| {
-                let reason = format!("signal `{signal}` was read but not declared in the plan");
-                refuse(&self.name, cut, reason)
-            })?;
+        for &signal in &cut.plan.reads {
+            let Signal::Transitions { layer } = signal else { continue };
+            let seen = cut.transitions(layer)?;
             let weights = layer_weights(seen, self.direction);
             check_finite(&signal, &weights)?;
             let mut at = 0;
@@ -191,7 +187,7 @@ impl TransPrune {
                 at += seen.tokens[at..].partition_point(|&t| t < row);
                 if seen.tokens.get(at) != Some(&row) {
                     let reason = format!("`{signal}` has no entry for row {row}");
-                    return Err(refuse(&self.name, cut, reason));
+                    return Err(cut.refuse(reason));
                 }
                 *sum += f64::from(weights[at]);
             }
@@ -247,15 +243,10 @@ impl Pruner for TransPrune {
             if self.use_iga {
                 reads.push(Signal::Probe { layer, rows: Rows::Instruction });
             }
-            stages.push(StagePlan {
-                site: Site::Decoder(layer),
-                reads,
-                positions,
-                budget: self.schedule.describe(j),
-                drop: Some(j),
-            });
+            let stage = StagePlan::at(Site::Decoder(layer)).reads(reads).positions(positions);
+            stages.push(stage.budget(self.schedule.describe(j)).drop(j));
         }
-        Ok(Plan { stages, notes, ..Plan::default() })
+        Ok(Plan::of(stages, notes))
     }
 
     fn keeps(&self, stage: usize, current: usize, entered: usize) -> Option<usize> {
@@ -263,19 +254,16 @@ impl Pruner for TransPrune {
     }
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
-        let Site::Decoder(layer) = cut.site else {
-            return Err(refuse(&self.name, cut, "it cuts inside the decoder only"));
-        };
         let mut scores = vec![0.0f64; cut.tokens.len()];
         let mut add = |weight: f64, term: &[f64]| {
             let sum = term.iter().sum::<f64>() + EPS;
             scores.iter_mut().zip(term).for_each(|(s, t)| *s += 2.0 * weight * t / sum);
         };
         if self.use_ttv {
-            add(self.alpha, &self.transitions(cut, layer)?);
+            add(self.alpha, &self.transitions(cut)?);
         }
-        if self.use_iga {
-            let rows = cut.vector(Signal::Probe { layer, rows: Rows::Instruction })?;
+        for &probe in cut.plan.reads.iter().filter(|s| matches!(s, Signal::Probe { .. })) {
+            let rows = cut.vector(probe)?;
             let rows: Vec<f64> = rows.iter().map(|&x| f64::from(x)).collect();
             add(1.0 - self.alpha, &rows);
         }

@@ -42,13 +42,12 @@ use secateur_core::model::ModelInfo;
 use secateur_core::prune::{
     Budget, Cut, Memory, Merge, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
 };
-use secateur_core::signal::{CropPixels, Signal};
+use secateur_core::signal::{CropPixels, PatchOrder, Signal};
 use secateur_core::tokens::TokenMap;
 
 use crate::debias::Debias;
 use crate::options::{self, Positions};
 use crate::parameters::{DEBIASED, RENUMBERED, VFLOWOPT_KEEP, parameter};
-use crate::read::{self, PatchOrder, refuse};
 use crate::registry::Entry;
 use crate::score::{first_max, rising_order};
 
@@ -151,6 +150,16 @@ impl Stages {
     }
 }
 
+impl Stages {
+    /// The budget of drop `j`.
+    fn budget(&self, j: usize) -> Option<Budget> {
+        match self {
+            Stages::Given(stages) => stages.get(j).map(|(_, budget)| *budget),
+            Stages::Published => STAGE_KEEPS.get(j).copied().map(Budget::Share),
+        }
+    }
+}
+
 impl VFlowOpt {
     /// Parameters: `keep`, `anchor_t`, `entropy_weight`, `cell` (`"auto"`: as published, scaled to
     /// the grid), `encoder_layer` (`"auto"`: the last that runs), `stages = [{ layer, keep }]`,
@@ -199,13 +208,15 @@ impl VFlowOpt {
     }
 
     fn importance_of_tokens(&self, cut: &Cut<'_>) -> Result<Vec<f32>, RunError> {
-        let maps = read::crop_matrices(&self.name, cut, self.map_signal(cut.model))?;
+        let map = cut.plan.reads.iter().find(|s| matches!(s, Signal::EncoderMap { .. }));
+        let map = map.ok_or_else(|| cut.refuse("it reads a map of the tower"))?;
+        let maps = cut.crop_matrices(*map)?;
         let order = PatchOrder::of(&cut.signals.sources);
         let mut scores = Vec::with_capacity(maps.len());
         for (crop, map) in maps.iter().enumerate() {
             if map.nrows() != map.ncols() {
                 let reason = format!("an encoder map is {}x{}", map.nrows(), map.ncols());
-                return Err(refuse(&self.name, cut, reason));
+                return Err(cut.refuse(reason));
             }
             let entropy = if self.entropy_weight == 0.0 {
                 None
@@ -216,11 +227,11 @@ impl VFlowOpt {
             if entropy.as_ref().is_some_and(|e| e.len() != map.nrows()) {
                 let patches = entropy.map_or(0, |e| e.len());
                 let reason = format!("{patches} patches of pixels for {} rows", map.nrows());
-                return Err(refuse(&self.name, cut, reason));
+                return Err(cut.refuse(reason));
             }
             scores.push(importance(*map, self.anchor_t, entropy.as_deref(), self.entropy_weight));
         }
-        read::token_scores(&self.name, cut, &scores, STRUCTURAL)
+        cut.token_scores(&scores, STRUCTURAL)
     }
 
     /// Whether stage E leaves `count` tokens as they are.
@@ -252,13 +263,13 @@ impl VFlowOpt {
 
     /// Stage D.
     fn drop(&self, cut: &Cut<'_>, memory: &Memory, budget: &Budget) -> Result<Selection, RunError> {
-        let map = memory.request::<BTreeMap<u32, f32>>().ok_or_else(|| {
-            refuse(&self.name, cut, "the stage at the input has left no importance map")
-        })?;
+        let map = memory
+            .request::<BTreeMap<u32, f32>>()
+            .ok_or_else(|| cut.refuse("the stage at the input has left no importance map"))?;
         let of = |t: &secateur_core::tokens::VisualToken| map.get(&t.index).copied();
         let scores: Option<Vec<f32>> = cut.tokens.tokens.iter().map(of).collect();
-        let scores = scores
-            .ok_or_else(|| refuse(&self.name, cut, "a token has no entry in the importance map"))?;
+        let scores =
+            scores.ok_or_else(|| cut.refuse("a token has no entry in the importance map"))?;
         let kept = without_lowest(cut.tokens, &scores, removed(budget, &scores));
         Ok(Selection { kept, scores: Some(scores), ..Selection::default() })
     }
@@ -478,42 +489,28 @@ impl Pruner for VFlowOpt {
             reads.push(Signal::Pixels);
         }
         let drops = self.stages.resolve(model);
-        let mut stages = vec![StagePlan {
-            site: Site::Input,
-            reads,
-            positions,
-            budget: format!("{}, recycled", self.keep),
-            drop: None,
-        }];
+        let first = StagePlan::at(Site::Input).reads(reads).positions(positions);
+        let mut stages = vec![first.budget(format_args!("{}, recycled", self.keep))];
         for (j, (layer, budget)) in drops.iter().enumerate() {
             options::check_decoder_layer(&self.name, *layer, model)?;
-            stages.push(StagePlan {
-                site: Site::Decoder(*layer),
-                reads: Vec::new(),
-                positions: PositionPolicy::Keep,
-                budget: budget.to_string(),
-                drop: Some(j),
-            });
+            stages.push(StagePlan::at(Site::Decoder(*layer)).budget(budget).drop(j));
         }
         if !self.exact {
             notes.push("the count after recycling differs from the budget by a few cells".into());
         }
-        Ok(Plan { stages, notes, ..Plan::default() })
+        Ok(Plan::of(stages, notes))
     }
 
     fn keeps(&self, stage: usize, current: usize, _entered: usize) -> Option<usize> {
         let budget = match stage {
             // How many cells the low tokens fill, the picture decides; a whole count removes none.
             0 if !self.exact && !self.keeps_whole(current) => return None,
-            0 => &self.keep,
-            _ => match &self.stages {
-                Stages::Given(stages) => &stages.get(stage - 1)?.1,
-                Stages::Published => &Budget::Share(*STAGE_KEEPS.get(stage - 1)?),
-            },
+            0 => self.keep,
+            _ => self.stages.budget(stage - 1)?,
         };
         match budget {
             Budget::Mass(_) => None,
-            budget => Some(current - removed(budget, &vec![0.0; current])),
+            budget => Some(current - removed(&budget, &vec![0.0; current])),
         }
     }
 
@@ -521,9 +518,8 @@ impl Pruner for VFlowOpt {
         if cut.stage == 0 {
             return self.recycle(cut, memory);
         }
-        let drops = self.stages.resolve(cut.model);
-        let budget = drops.get(cut.stage - 1).map(|(_, budget)| *budget);
-        let budget = budget.ok_or_else(|| refuse(&self.name, cut, "it has no such stage"))?;
+        let budget = self.stages.budget(cut.stage - 1);
+        let budget = budget.ok_or_else(|| cut.refuse("it has no such stage"))?;
         self.drop(cut, memory, &budget)
     }
 }

@@ -29,7 +29,6 @@ use secateur_core::signal::Signal;
 use crate::debias::Debias;
 use crate::options::{self, Positions};
 use crate::parameters::{DEBIASED, RENUMBERED, VISION_ZIP_KEEP, parameter};
-use crate::read::{self, refuse};
 use crate::registry::Entry;
 use crate::score::{self, Group, Scope, first_max, top_k, with_structural};
 
@@ -81,6 +80,12 @@ pub struct VisionZip {
     column_mean: bool,
     debias: Option<Debias>,
     positions: Positions,
+}
+
+/// What the cut needs to know of the tower.
+struct Tower {
+    heads: usize,
+    cls: bool,
 }
 
 /// How many tokens a crop keeps.
@@ -185,7 +190,7 @@ fn contextual_tokens(rest: &[u32], keys: &[Array1<f32>], count: usize) -> Vec<Me
 
 impl Pruner for VisionZip {
     fn plan(&self, model: &ModelInfo) -> Result<Plan, ChainError> {
-        if !model.encoder.one_to_one {
+        if !model.one_to_one {
             return Err(ChainError::MissingSignal {
                 pruner: self.name.clone(),
                 model: model.name.clone(),
@@ -212,17 +217,15 @@ impl Pruner for VisionZip {
         if self.column_mean && !model.encoder.cls {
             notes.push("the tower has no class token: ranks by attention received".into());
         }
-        let stage = StagePlan {
-            site: Site::Encoder,
-            reads: self.signals(model).to_vec(),
-            positions,
-            budget: match self.size {
+        let stage = StagePlan::at(Site::Encoder)
+            .reads(self.signals(model))
+            .positions(positions)
+            .budget(match self.size {
                 Size::Given { dominant, contextual } => format!("{dominant}+{contextual} a crop"),
                 Size::Keep(budget) => Scope::EachCrop.describe(&budget),
-            },
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+            })
+            .prepared(Tower { heads: model.encoder.heads, cls: model.encoder.cls });
+        Ok(Plan::of([stage], notes))
     }
 
     fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
@@ -244,21 +247,24 @@ impl Pruner for VisionZip {
     }
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
-        let (tokens, model) = (cut.tokens, cut.model);
-        let [attention, keys] = self.signals(model);
+        let tokens = cut.tokens;
+        let tower: &Tower = cut.prepared()?;
+        let [attention, keys] = cut.plan.reads[..] else {
+            return Err(cut.refuse("it reads attention and keys"));
+        };
         // The release sums over heads; signals are means.
-        let heads = model.encoder.heads as f32;
+        let heads = tower.heads as f32;
         let sums: Vec<Vec<f32>> = cut
             .crop_vectors(attention)?
             .into_iter()
             .map(|row| row.iter().map(|a| a * heads).collect())
             .collect();
-        let mut scores = read::token_scores(&self.name, cut, &sums, 0.0)?;
-        let keys = read::crop_matrices(&self.name, cut, keys)?;
+        let mut scores = cut.token_scores(&sums, 0.0)?;
+        let keys = cut.crop_matrices(keys)?;
         let picture = self.debias.as_ref().and_then(|d| d.apply(tokens, &mut scores));
         let clamps = self.debias.as_ref().is_some_and(Debias::clamps);
-        let cls = self.cls_token && model.encoder.cls;
-        let crop_of = |i: u32| read::crop_of(cut, i);
+        let cls = self.cls_token && tower.cls;
+        let crop_of = |i: u32| cut.crop_of(i);
         let budget = match self.size {
             Size::Given { .. } => Budget::Count(usize::MAX),
             Size::Keep(budget) => budget,
@@ -284,12 +290,12 @@ impl Pruner for VisionZip {
                 (0..own.len()).filter(|at| !is_best(at)).map(|at| group.members[at]).collect();
             chosen.extend(best.iter().map(|&at| group.members[at as usize]));
             let unit = rest.iter().map(|&i| {
-                let row = read::source(cut, i).and_then(|s| {
+                let row = cut.source(i).and_then(|s| {
                     let &(crop, patch, _) = s.patches.first()?;
-                    let row = patch as usize + usize::from(model.encoder.cls);
+                    let row = patch as usize + usize::from(tower.cls);
                     keys.get(crop as usize).filter(|k| row < k.nrows()).map(|k| metric(*k, row))
                 });
-                row.ok_or_else(|| refuse(&self.name, cut, format!("token {i} has no tower key")))
+                row.ok_or_else(|| cut.refuse(format!("token {i} has no tower key")))
             });
             let unit: Vec<Array1<f32>> = unit.collect::<Result<_, _>>()?;
             appended.extend(contextual_tokens(&rest, &unit, contextual));

@@ -41,15 +41,14 @@ use secateur_core::chain::Params;
 use secateur_core::error::{ChainError, RunError};
 use secateur_core::model::ModelInfo;
 use secateur_core::prune::{
-    Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
+    Budget, Cut, Memory, Observation, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
 };
-use secateur_core::signal::{Rows, Signal, Signals};
+use secateur_core::signal::{Rows, Signal};
 
 use crate::debias::Debias;
 use crate::diversity::{Cosines, farthest_points};
 use crate::options::{self, Positions};
 use crate::parameters::{DEBIASED, KEPT, QUARTER, parameter};
-use crate::read::{self, refuse};
 use crate::registry::Entry;
 use crate::score::{top_k, with_structural};
 
@@ -109,8 +108,6 @@ pub struct History {
     pub entries: VecDeque<Vec<f32>>,
     /// Steps that were pruned, or left unpruned by `refresh_every`.
     steps: usize,
-    /// Decoder layer whose generated rows the running step records.
-    layer: Option<usize>,
     /// What the last step added.
     last: Option<Vec<f32>>,
 }
@@ -311,13 +308,10 @@ impl Pruner for VlaPruner {
         )];
         let positions = self.positions.resolve(model, &mut notes);
         let per_view = if self.views > 1 { " a view" } else { "" };
-        let stage = StagePlan {
-            site: Site::Decoder(self.layer),
-            reads: vec![self.semantic(), Signal::Embeddings],
-            positions,
-            budget: format!("{}{per_view}", self.budget),
-            drop: None,
-        };
+        let stage = StagePlan::at(Site::Decoder(self.layer))
+            .reads([self.semantic(), Signal::Embeddings])
+            .positions(positions)
+            .budget(format_args!("{}{per_view}", self.budget));
         let observes = vec![Signal::GeneratedRows { layer: action_layer }];
         Ok(Plan { stages: vec![stage], observes, notes })
     }
@@ -338,7 +332,6 @@ impl Pruner for VlaPruner {
         };
         let history = memory.episode_or_default::<History>();
         history.fit(dense);
-        history.layer = Some(self.action_layer(cut.model));
         let all = || (0..tokens.len() as u32).collect();
         let Some(guide) = history.smooth(self.window, self.gamma, self.decay_order) else {
             return Ok(Selection::keep(all()));
@@ -349,7 +342,7 @@ impl Pruner for VlaPruner {
             return Ok(Selection { notes, ..Selection::keep(all()) });
         }
         let mut semantic = cut.vector(self.semantic())?.to_vec();
-        let embeddings = read::embeddings(&self.name, cut)?;
+        let embeddings = cut.embeddings()?;
         let picture = self.debias.as_ref().and_then(|d| d.apply(tokens, &mut semantic));
         let clamps = self.debias.as_ref().is_some_and(Debias::clamps);
         let mut chosen: Vec<u32> = Vec::new();
@@ -357,9 +350,10 @@ impl Pruner for VlaPruner {
             let own: Vec<f32> = members.iter().map(|&i| semantic[i as usize]).collect();
             let action = members.iter().map(|&i| {
                 let index = tokens.tokens[i as usize].index as usize;
-                guide.get(index).copied().ok_or_else(|| {
-                    refuse(&self.name, cut, format!("the history has no token {index}"))
-                })
+                guide
+                    .get(index)
+                    .copied()
+                    .ok_or_else(|| cut.refuse(format!("the history has no token {index}")))
             });
             let action: Vec<f32> = action.collect::<Result<_, _>>()?;
             let mut budget = self.budget.resolve(size, &own).min(members.len());
@@ -378,10 +372,10 @@ impl Pruner for VlaPruner {
         Ok(Selection { kept, scores: Some(semantic), ..Selection::default() })
     }
 
-    fn observe(&self, signals: &Signals, _entered: usize, memory: &mut Memory) {
+    fn observe(&self, seen: &Observation<'_>, memory: &mut Memory) {
         let history = memory.episode_or_default::<History>();
-        let Some(layer) = history.layer else { return };
-        let Some(rows) = signals.vector(&Signal::GeneratedRows { layer }) else { return };
+        let rows = seen.reads.first().and_then(|signal| seen.signals.vector(signal));
+        let Some(rows) = rows else { return };
         if rows.iter().all(|v| v.is_finite()) {
             history.push(rows.to_vec(), self.window);
         }

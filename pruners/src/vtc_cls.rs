@@ -31,7 +31,6 @@ use secateur_core::signal::Signal;
 use crate::debias::Debias;
 use crate::options::{self, Positions};
 use crate::parameters::{DEBIASED, KEEP, RENUMBERED, parameter};
-use crate::read;
 use crate::registry::Entry;
 use crate::score::{Ranking, Scope};
 
@@ -218,17 +217,11 @@ impl Pruner for VtcCls {
                 Site::Decoder(layer)
             }
             // A projector that mixes tower rows needs them all: the cut follows it.
-            None if model.encoder.one_to_one => Site::Encoder,
+            None if model.one_to_one => Site::Encoder,
             None => Site::Input,
         };
-        let stage = StagePlan {
-            site,
-            reads: self.signals(model),
-            positions,
-            budget: self.ranking.scope.describe(&self.budget),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], notes, ..Plan::default() })
+        let stage = StagePlan::at(site).reads(self.signals(model)).positions(positions);
+        Ok(Plan::of([stage.budget(self.ranking.scope.describe(&self.budget))], notes))
     }
 
     fn keeps(&self, _stage: usize, current: usize, _entered: usize) -> Option<usize> {
@@ -237,7 +230,7 @@ impl Pruner for VtcCls {
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
         let mut sums: Vec<Vec<f32>> = Vec::new();
-        for signal in self.signals(cut.model) {
+        for &signal in &cut.plan.reads {
             let rows = cut.crop_vectors(signal)?;
             sums.resize_with(rows.len(), Vec::new);
             for (sum, row) in sums.iter_mut().zip(rows) {
@@ -245,7 +238,7 @@ impl Pruner for VtcCls {
                 sum.iter_mut().zip(row).for_each(|(s, r)| *s += r);
             }
         }
-        let scores = read::token_scores(&self.name, cut, &sums, 0.0)?;
-        Ok(self.ranking.select_by_crop(cut, scores, &self.budget, |i| read::crop_of(cut, i)))
+        let scores = cut.token_scores(&sums, 0.0)?;
+        Ok(self.ranking.select_by_crop(cut, scores, &self.budget, |i| cut.crop_of(i)))
     }
 }

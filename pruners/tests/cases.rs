@@ -132,12 +132,11 @@ impl Case {
             let history = Array2::from_shape_vec((rows.len(), rows[0].len()), rows.concat());
             pruner.load_history(history.map_err(|e| e.to_string())?, &mut memory);
         }
-        let site = plan.stages[0].site;
-        let entered = tokens.len();
-        let cut =
-            Cut { stage: 0, site, tokens: &tokens, entered, signals: &signals, model: &model };
+        let (plan, entered) = (&plan.stages[0], tokens.len());
+        let name = self.chain.as_str();
+        let cut = Cut { pruner: name, stage: 0, plan, tokens: &tokens, entered, signals: &signals };
         let selection = pruner.select(&cut, &mut memory).map_err(|e| e.to_string())?;
-        selection.check(&tokens, site)?;
+        selection.check(&tokens, plan.site)?;
         Ok(selection)
     }
 

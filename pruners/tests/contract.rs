@@ -1,10 +1,10 @@
 //! The contract, over every row of the registry; and the presets.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use secateur_core::chain::{ChainSpec, Params};
+use secateur_core::chain::{ChainSpec, Params, ResolvedStage};
 use secateur_core::error::ChainError;
-use secateur_core::model::SignalKind;
-use secateur_core::prune::{Memory, Pruner, Site};
+use secateur_core::model::{SignalKind, Withheld};
+use secateur_core::prune::{Memory, PositionPolicy, Pruner, Site};
 use secateur_core::signal::Signal;
 use secateur_core::testkit::{self, Fill};
 use secateur_pruners::{PRUNERS, presets, registry};
@@ -154,7 +154,7 @@ fn a_model_without_a_class_token_is_refused_with_the_way_out() {
     let reads = build(pooling).unwrap().plan(&model).unwrap().stages[0].reads.clone();
     assert_eq!(reads, [Signal::PoolingAttention], "once, not once a layer");
     let reason = "the checkpoint holds no head".to_owned();
-    model.encoder.withheld = vec![(SignalKind::PoolingAttention, reason.clone())];
+    model.encoder.withheld = vec![Withheld::all(SignalKind::PoolingAttention, reason.clone())];
     let spec = ChainSpec::parse(pooling).unwrap();
     let refused = secateur_pruners::registry().build(spec).unwrap().resolve(&model).unwrap_err();
     assert!(refused.to_string().contains(&reason), "{refused}");
@@ -163,11 +163,40 @@ fn a_model_without_a_class_token_is_refused_with_the_way_out() {
 #[test]
 fn a_model_that_mixes_tower_rows_is_cut_behind_its_projector() {
     let mut model = testkit::small_model();
-    model.encoder.one_to_one = false;
+    model.one_to_one = false;
     let plan = build("vtc_cls:keep=4").unwrap().plan(&model).unwrap();
     assert_eq!(plan.stages[0].site, Site::Input);
     let refused = build("vision_zip:keep=4").unwrap().plan(&model).unwrap_err().to_string();
     assert!(refused.contains("use `vtc_cls`"), "{refused}");
+}
+
+#[test]
+fn renumbering_as_typed_is_refused_on_a_model_with_three_position_axes() {
+    let mut model = testkit::small_model();
+    model.decoder.mrope = true;
+    let resolve = |chain: String| {
+        let spec = ChainSpec::parse(&chain).unwrap();
+        secateur_pruners::registry().build(spec).unwrap().resolve(&model)
+    };
+    for entry in PRUNERS {
+        let example = entry.example;
+        // A pruner that wraps another leaves positions to it.
+        let with = |policy: &str| match example.strip_suffix('}') {
+            Some(inner) => format!("{inner};positions={policy}}}"),
+            None => format!("{example}:positions={policy}"),
+        };
+        let text = resolve(with("renumber")).unwrap_err().to_string();
+        let says = text.contains("`positions` is renumber, expected keep: small has three");
+        assert!(says && text.contains(entry.name), "{example}: {text}");
+        // The method's own default goes on keeping them, and says so.
+        for chain in [example.to_owned(), with("keep")] {
+            let resolved = resolve(chain.clone()).unwrap_or_else(|e| panic!("{chain}: {e}"));
+            let keep = |s: &ResolvedStage| s.plan.positions == PositionPolicy::Keep;
+            assert!(resolved.stages.iter().all(keep), "{chain}");
+        }
+    }
+    let notes = resolve("grid:keep=4".into()).unwrap().notes;
+    assert!(notes.iter().any(|n| n.contains("positions are kept")), "{notes:?}");
 }
 
 #[test]

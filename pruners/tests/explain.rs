@@ -4,18 +4,17 @@
 //! `cargo insta review` shows a difference; it is a change of a published setting.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use secateur_core::model::{EncoderInfo, ModelInfo};
+use secateur_core::model::ModelInfo;
 use secateur_core::testkit;
 use secateur_pruners::{presets, registry};
 
 /// LLaVA-NeXT-7B: the layers of LLaVA-1.5, four tiles and the whole picture.
 fn llava_next_7b() -> ModelInfo {
     let base = testkit::llava_15_7b();
-    let encoder = EncoderInfo { one_to_one: false, ..base.encoder };
     ModelInfo {
         name: "llava-next-7b".into(),
         family: "llava_next".into(),
-        encoder,
+        one_to_one: false,
         visual_tokens: 2880,
         ..base
     }
@@ -31,7 +30,7 @@ fn onevision_7b() -> ModelInfo {
     model.encoder.file_layers = 26;
     model.encoder.width = 1152;
     model.encoder.cls = false;
-    model.encoder.one_to_one = false;
+    model.one_to_one = false;
     model.encoder.full_attention_layers = (0..26).collect();
     model.decoder.layers = 28;
     model.decoder.hidden = 3584;

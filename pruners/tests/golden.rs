@@ -16,7 +16,7 @@ use secateur_core::chain::Params;
 use secateur_core::clip::Grid;
 use secateur_core::model::ModelInfo;
 use secateur_core::ops::Transition;
-use secateur_core::prune::{Budget, Cut, Memory, Merge, Pruner, Selection};
+use secateur_core::prune::{Budget, Cut, Memory, Merge, Observation, Pruner, Selection};
 use secateur_core::signal::{
     CropPixels, CropSignals, LayerTransitions, PatchSource, Rows, Signal, Signals,
 };
@@ -79,17 +79,17 @@ struct Stage<'a> {
 impl Stage<'_> {
     fn select(&self, stage: usize, signals: &Signals, memory: &mut Memory) -> Selection {
         let plan = self.pruner.plan(self.model).unwrap();
-        let site = plan.stages[stage].site;
+        let plan = &plan.stages[stage];
         let cut = Cut {
+            pruner: "golden",
             stage,
-            site,
+            plan,
             tokens: self.tokens,
             entered: self.entered,
             signals,
-            model: self.model,
         };
         let selection = self.pruner.select(&cut, memory).unwrap_or_else(|e| panic!("{e}"));
-        selection.check(self.tokens, site).unwrap();
+        selection.check(self.tokens, plan.site).unwrap();
         selection
     }
 }
@@ -447,7 +447,8 @@ fn vla_action_score(case: &Case, start: usize, v: usize) {
     stage.select(0, &signals, &mut memory);
     assert_eq!(pruner.last_action_score(&memory), None);
     signals.vectors.insert(Signal::GeneratedRows { layer: 3 }, scattered);
-    pruner.observe(&signals, v, &mut memory);
+    let reads = &pruner.plan(&model).unwrap().observes;
+    pruner.observe(&Observation { reads, signals: &signals, entered: v }, &mut memory);
     case.close("action_score", &pruner.last_action_score(&memory).unwrap());
 }
 

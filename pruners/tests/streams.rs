@@ -3,7 +3,7 @@
 
 use secateur_core::chain::{ChainSpec, Params};
 use secateur_core::clip::Grid;
-use secateur_core::prune::{Cut, Memory, Pruner, Selection, Site};
+use secateur_core::prune::{Cut, Memory, Observation, Pruner, Selection, Site};
 use secateur_core::signal::{CropPixels, CropSignals, PatchSource, Rows, Signal, Signals};
 use secateur_core::testkit;
 use secateur_core::tokens::TokenMap;
@@ -43,8 +43,8 @@ fn select(
 ) -> Selection {
     let model = testkit::small_model();
     memory.begin_request();
-    let site = pruner.plan(&model).unwrap().stages[0].site;
-    let cut = Cut { stage: 0, site, tokens, entered: tokens.len(), signals, model: &model };
+    let plan = &pruner.plan(&model).unwrap().stages[0];
+    let cut = Cut { pruner: "stream", stage: 0, plan, tokens, entered: tokens.len(), signals };
     pruner.select(&cut, memory).unwrap()
 }
 
@@ -96,7 +96,9 @@ fn step(pruner: &dyn Pruner, memory: &mut Memory, actions: &[f32]) -> Vec<u32> {
     signals.vectors.insert(Signal::GeneratedRows { layer: 3 }, actions.to_vec());
     let scene = (tokens, signals);
     let kept = select(pruner, &scene, memory).kept;
-    pruner.observe(&scene.1, scene.0.len(), memory);
+    let reads = &pruner.plan(&testkit::small_model()).unwrap().observes;
+    let seen = Observation { reads, signals: &scene.1, entered: scene.0.len() };
+    pruner.observe(&seen, memory);
     kept
 }
 

@@ -3,9 +3,14 @@
 //!
 //! In f32 on tiny random models; equality is of bits. `SECATEUR_FULL=1` runs more mixes.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secateur::{Answer, ChainSpec, Error, Precision, Request, Vlm, parse_chain};
+use secateur::{
+    Allowed, AllowedTokens, Answer, ChainSpec, Error, Precision, Request, Vlm, parse_chain,
+};
+use secateur_core::ops::reference::ReferenceOps;
 use secateur_tests::golden;
 
 fn open(model: &str, threads: usize) -> Vlm {
@@ -202,4 +207,52 @@ fn an_episode_warms_up_prunes_and_resets() {
         kept.push(stream.finish().expect("it ends").report.visual_kept);
     }
     assert_eq!(kept, [64, 64, 16, 64, 64]);
+}
+
+/// Two of a range of tokens, then the end token of the tiny model's configuration.
+#[derive(Debug)]
+struct Pair;
+
+impl AllowedTokens for Pair {
+    fn after(&self, answer: &[u32]) -> Allowed<'_> {
+        Allowed::Only(match answer.len() {
+            0 | 1 => Cow::Owned((40..44).collect()),
+            _ => Cow::Borrowed(&[7, 7]),
+        })
+    }
+}
+
+#[test]
+fn an_answer_holds_only_tokens_that_its_rule_allows() {
+    let vlm = open("llava-1.5-tiny", 1);
+    let free = request(&["shapes-160x120.png"], "What is this?", "vtc_cls:keep=16");
+    let ruled = free.clone().allowed_tokens(Arc::new(Pair));
+    let [free, ruled] = [alone(&vlm, &free), alone(&vlm, &ruled)];
+    assert!(ruled.ids[..2].iter().all(|id| (40..44).contains(id)), "{:?}", ruled.ids);
+    assert!(ruled.ids[2..].iter().all(|id| *id == 7) && ruled.ids.len() == 6, "{:?}", ruled.ids);
+    assert_ne!(free.ids, ruled.ids);
+    // The best of those allowed, by the same logits.
+    let row = &free.report.logits[0];
+    let best = (40..44).fold(40, |best, id| if row[id] > row[best] { id } else { best });
+    assert_eq!(ruled.ids[0] as usize, best);
+}
+
+#[test]
+fn an_operation_set_of_the_caller_runs_everything() {
+    let own = Vlm::builder(golden().join("models/llava-1.5-tiny"))
+        .ops(Arc::new(ReferenceOps::new(Precision::F32)))
+        .open()
+        .expect("the tiny model opens");
+    let cpu = open("llava-1.5-tiny", 1);
+    assert!(own.describe().contains("reference"), "{}", own.describe());
+    for chain in
+        ["none", "vtc_cls:keep=16,fastv:layer=2:keep=0.5", "trans_prune:layers=[2;4]:keep=8"]
+    {
+        let request = request(&["shapes-160x120.png"], "What is this?", chain);
+        let [a, b] = [alone(&own, &request), alone(&cpu, &request)];
+        assert_eq!(a.ids, b.ids, "{chain}");
+        let kept =
+            |a: &Answer| a.report.stages.iter().map(|s| s.indices.clone()).collect::<Vec<_>>();
+        assert_eq!(kept(&a), kept(&b), "{chain}");
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use secateur::prune::{Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan};
+use secateur::prune::{Cut, Memory, Plan, Pruner, Selection, Site, StagePlan};
 use secateur::{ChainError, ChainSpec, Clip, ModelInfo, Params, Precision, Request, RunError, Vlm};
 use secateur_tests::golden;
 
@@ -35,14 +35,7 @@ struct At {
 
 impl Pruner for At {
     fn plan(&self, _: &ModelInfo) -> Result<Plan, ChainError> {
-        let stage = StagePlan {
-            site: Site::Decoder(self.layer),
-            reads: Vec::new(),
-            positions: PositionPolicy::Keep,
-            budget: "all".into(),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], ..Plan::default() })
+        Ok(StagePlan::at(Site::Decoder(self.layer)).budget("all").into())
     }
 
     fn select(&self, cut: &Cut<'_>, _: &mut Memory) -> Result<Selection, RunError> {

@@ -7,15 +7,14 @@
 //! - Scratch tensors belong to the caller and keep their memory over layers and batches.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use secateur_core::error::RunError;
 use secateur_core::ops::{
-    Activation, AttentionParams, Heads, Keys, Linear, Mask, Norm, NormKind, Ops, RopeTable,
-    ScoreRequest, Segment,
+    Activation, AttentionParams, Heads, Keys, Linear, Mask, Norm, NormKind, Ops, Rotation,
+    ScoreRequest, Segment, Vector,
 };
 use secateur_core::tensor::Tensor;
-use secateur_core::weights::{WeightView, Weights};
+use secateur_core::weights::Weights;
 
 use super::EncoderLoadError;
 use super::config::{Config, Layout, Mlp};
@@ -31,7 +30,7 @@ pub(crate) struct Block {
     qkv: Linear,
     qk_norm: Option<[Norm; 2]>,
     out: Linear,
-    scales: Option<[Arc<[f32]>; 2]>,
+    scales: Option<[Vector; 2]>,
     mlp: Feed,
     heads: usize,
     head_dim: usize,
@@ -76,7 +75,7 @@ pub(crate) struct Pass<'a> {
     /// Rows that attend to each other.
     pub(crate) segments: &'a [Range<usize>],
     /// Rotation of q and k, if the tower rotates.
-    pub(crate) rope: Option<&'a RopeTable>,
+    pub(crate) rope: Option<&'a Rotation>,
     /// Score rows to report of every segment.
     pub(crate) scores: &'a [ScoreRequest],
     /// Whether keys are asked for.
@@ -87,38 +86,26 @@ pub(crate) struct Pass<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Reported {
     /// Per segment, one vector a request.
-    pub(crate) scores: Vec<Vec<Vec<f32>>>,
+    pub(crate) scores: Vec<Vec<Tensor>>,
     /// Keys with bias, mean over heads: `[rows, head_dim]`.
     pub(crate) keys: Option<Vec<f32>>,
 }
 
 /// A norm by the name of its parameters.
 pub(crate) fn load_norm(
+    ops: &dyn Ops,
     weights: &Weights,
     name: &str,
     width: usize,
     kind: NormKind,
     eps: f32,
 ) -> Result<Norm, EncoderLoadError> {
-    let gain = weights.tensor(&format!("{name}.weight"), &[width])?.to_f32().into();
+    let gain = weights.tensor(&format!("{name}.weight"), &[width])?.to_f32();
     let bias = match kind {
         NormKind::Rms => None,
-        NormKind::Layer => Some(weights.tensor(&format!("{name}.bias"), &[width])?.to_f32().into()),
+        NormKind::Layer => Some(weights.tensor(&format!("{name}.bias"), &[width])?.to_f32()),
     };
-    Ok(Norm { kind, gain, bias, eps })
-}
-
-/// Weight and, if asked, bias of a linear layer.
-fn matrix(
-    weights: &Weights,
-    name: &str,
-    shape: [usize; 2],
-    bias: bool,
-) -> Result<(WeightView, Option<WeightView>), EncoderLoadError> {
-    let weight = weights.tensor(&format!("{name}.weight"), &shape)?;
-    let bias =
-        if bias { Some(weights.tensor(&format!("{name}.bias"), &[shape[0]])?) } else { None };
-    Ok((weight, bias))
+    Ok(ops.pack_norm(kind, gain, bias, eps))
 }
 
 fn packed(
@@ -127,8 +114,7 @@ fn packed(
     name: &str,
     shape: [usize; 2],
 ) -> Result<Linear, EncoderLoadError> {
-    let (weight, bias) = matrix(weights, name, shape, true)?;
-    Ok(ops.pack_linear(&[&weight], &[bias.as_ref()])?)
+    Ok(ops.pack_linear(&[weights.matrix(name, shape, true)?])?)
 }
 
 impl Block {
@@ -157,15 +143,14 @@ impl Block {
             Layout::Qwen => packed(ops, weights, &format!("{at}.{attn}.qkv"), [3 * d, d])?,
             Layout::Clip | Layout::Intern => {
                 let one = |leaf: &str| {
-                    matrix(weights, &format!("{at}.{attn}.{leaf}"), [d, d], config.qkv_bias)
+                    weights.matrix(&format!("{at}.{attn}.{leaf}"), [d, d], config.qkv_bias)
                 };
-                let (q, k, v) = (one("q_proj")?, one("k_proj")?, one("v_proj")?);
-                let biases = [q.1.as_ref(), k.1.as_ref(), v.1.as_ref()];
-                ops.pack_linear(&[&q.0, &k.0, &v.0], &biases)?
+                ops.pack_linear(&[one("q_proj")?, one("k_proj")?, one("v_proj")?])?
             }
         };
-        let norm =
-            |name: &str, kind| load_norm(weights, &format!("{at}.{name}"), d, kind, config.eps);
+        let norm = |name: &str, kind| {
+            load_norm(ops, weights, &format!("{at}.{name}"), d, kind, config.eps)
+        };
         let qk_norm = if config.qk_norm {
             let one = |leaf: &str| norm(&format!("{attn}.{leaf}"), NormKind::Rms);
             Some([one("q_norm")?, one("k_norm")?])
@@ -173,8 +158,8 @@ impl Block {
             None
         };
         let scales = if config.layer_scale {
-            let one = |leaf: &str| -> Result<Arc<[f32]>, EncoderLoadError> {
-                Ok(weights.tensor(&format!("{at}.{leaf}"), &[d])?.to_f32().into())
+            let one = |leaf: &str| -> Result<Vector, EncoderLoadError> {
+                Ok(ops.pack_vector(weights.tensor(&format!("{at}.{leaf}"), &[d])?.to_f32()))
             };
             Some([one("lambda_1")?, one("lambda_2")?])
         } else {
@@ -187,12 +172,9 @@ impl Block {
                 down: packed(ops, weights, &format!("{at}.mlp.{down}"), [d, f])?,
             },
             Mlp::Gated => {
-                let (gate, gate_bias) =
-                    matrix(weights, &format!("{at}.mlp.gate_proj"), [f, d], true)?;
-                let (up, up_bias) = matrix(weights, &format!("{at}.mlp.up_proj"), [f, d], true)?;
-                let biases = [gate_bias.as_ref(), up_bias.as_ref()];
+                let wide = |leaf: &str| weights.matrix(&format!("{at}.mlp.{leaf}"), [f, d], true);
                 Feed::Gated {
-                    gate_up: ops.pack_gated(&gate, &up, biases)?,
+                    gate_up: ops.pack_gated(&wide("gate_proj")?, &wide("up_proj")?)?,
                     act: config.act,
                     down: packed(ops, weights, &format!("{at}.mlp.down_proj"), [d, f])?,
                 }
@@ -256,10 +238,8 @@ impl Block {
         let params = AttentionParams { scale: (self.head_dim as f32).powf(-0.5), softcap: None };
         let scores = ops.attention(params, part(0), &segments, &mut s.mixed);
         ops.linear(&self.out, &s.mixed, Activation::None, &mut s.delta);
-        let [first, second] = self
-            .scales
-            .as_ref()
-            .map_or([None, None], |[a, b]| [Some(a.as_ref()), Some(b.as_ref())]);
+        let [first, second] =
+            self.scales.as_ref().map_or([None, None], |[a, b]| [Some(a), Some(b)]);
         if first.is_some() {
             ops.add(x, &s.delta, first, None);
             ops.norm(&self.norm2, x, &mut s.normed);

@@ -122,11 +122,6 @@ impl Config {
         self.width / self.heads
     }
 
-    /// Whether families make one visual token of one row: InternVL, Idefics3 and Qwen merge.
-    pub(crate) fn is_one_to_one(&self) -> bool {
-        matches!(self.kind.as_str(), "clip_vision_model" | "siglip_vision_model")
-    }
-
     /// Whether the layers allow a pooling head; `Err` says why not.
     pub(crate) fn pooling_layers(&self) -> Result<(), String> {
         if self.pooling_norm.is_none() {

@@ -9,10 +9,11 @@
 //! (InternViT), bilinear with aligned corners (Qwen3-VL), bucket search (Idefics3, models-b V4).
 
 use rayon::prelude::*;
+use secateur_core::cache::Position;
 use secateur_core::error::RunError;
-use secateur_core::ops::{Linear, Norm, Ops, RopeTable};
+use secateur_core::ops::{Frequencies, Linear, Norm, Ops, Rotation};
 use secateur_core::tensor::Tensor;
-use secateur_core::weights::Weights;
+use secateur_core::weights::{Matrix, Weights};
 
 use super::EncoderLoadError;
 use super::block::load_norm;
@@ -50,7 +51,7 @@ impl Embed {
         } else {
             None
         };
-        let patch = ops.pack_linear(&[&weight], &[bias.as_ref()])?;
+        let patch = ops.pack_linear(&[Matrix { weight, bias }])?;
         let first = config.class_rows();
         let positions = match (config.layout, config.positions) {
             (_, Positions::Rope) => None,
@@ -83,7 +84,7 @@ impl Embed {
         };
         let pre_norm = if config.pre_norm {
             // The checkpoints spell it like that.
-            Some(load_norm(weights, "tower.pre_layrnorm", d, config.norm, config.eps)?)
+            Some(load_norm(ops, weights, "tower.pre_layrnorm", d, config.norm, config.eps)?)
         } else {
             None
         };
@@ -247,25 +248,25 @@ pub(crate) fn patch_rows(
     });
 }
 
-/// Rotation of the patches of one frame, repeated `crops` times: angles of the row, then of the
-/// column, `head_dim / 4` frequencies each, in block order.
-pub(crate) fn rope(config: &Config, rows: usize, cols: usize, crops: usize) -> RopeTable {
+/// Rotation of the patches of a frame in block order, for each of `crops`: angles of the row, then
+/// of the column, `head_dim / 4` frequencies each.
+pub(crate) fn rope(
+    ops: &dyn Ops,
+    config: &Config,
+    [rows, cols]: [usize; 2],
+    crops: usize,
+) -> Rotation {
     let quarter = config.head_dim() / 4;
     let frequency = |i: usize| {
         let exponent = 2.0 * i as f64 / (2 * quarter) as f64;
         (1.0 / config.rope_theta.powf(exponent)) as f32
     };
-    let inverse: Vec<f32> = (0..quarter).map(frequency).collect();
-    let mut one = Vec::with_capacity(rows * cols * 2 * quarter);
-    for (y, x) in patch_order(rows, cols, config.merge) {
-        one.extend(inverse.iter().map(|f| y as f32 * f));
-        one.extend(inverse.iter().map(|f| x as f32 * f));
-    }
-    let repeat = |f: fn(f32) -> f32| {
-        let values: Vec<f32> = one.iter().map(|a| f(*a)).collect();
-        values.repeat(crops)
-    };
-    RopeTable { cos: repeat(f32::cos), sin: repeat(f32::sin), half: 2 * quarter }
+    let pairs = (0..2).flat_map(|axis| (0..quarter).map(move |i| (frequency(i), axis)));
+    let places = patch_order(rows, cols, config.merge).into_iter();
+    let positions: Vec<Position> = places.map(|(y, x)| [y as i32, x as i32, 0]).collect();
+    let one = ops.rotation(&Frequencies::new(pairs), &positions);
+    let index: Vec<u32> = (0..positions.len() as u32).collect();
+    ops.rotation_rows(&one, &index.repeat(crops))
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use secateur_core::weights::Weights;
 
 use super::block::load_norm;
 use super::config::Config;
-use secateur_core::ops::Norm;
+use secateur_core::ops::{Norm, Ops};
 
 /// A tower's pooling head, as far as its attention goes.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct PoolingHead {
 impl PoolingHead {
     /// Loads the head, or says why its attention is not offered: tensors that are absent or of
     /// another shape do not stop a model that never asks for them.
-    pub(crate) fn load(config: &Config, weights: &Weights) -> Result<Self, String> {
+    pub(crate) fn load(config: &Config, weights: &Weights, ops: &dyn Ops) -> Result<Self, String> {
         config.pooling_layers()?;
         let d = config.width;
         let tensor = |name: &str, shape: &[usize]| {
@@ -39,7 +39,7 @@ impl PoolingHead {
         let matrix = tensor("tower.head.attention.in_proj_weight", &[3 * d, d])?;
         let bias = tensor("tower.head.attention.in_proj_bias", &[3 * d])?;
         let norm = format!("tower.{}", config.pooling_norm.unwrap_or_default());
-        let norm = load_norm(weights, &norm, d, config.norm, config.eps)
+        let norm = load_norm(ops, weights, &norm, d, config.norm, config.eps)
             .map_err(|e| format!("the norm before the pooling head: {e}"))?;
         let e = config.head_dim();
         let scale = (e as f64).powf(-0.5);

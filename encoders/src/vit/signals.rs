@@ -9,8 +9,9 @@
 use ndarray::{Array1, Array2};
 use secateur_core::error::RunError;
 use secateur_core::model::Pixels;
-use secateur_core::ops::{Queries, ScoreRequest};
+use secateur_core::ops::{Ops, Queries, ScoreRequest};
 use secateur_core::signal::{CropSignals, Signal};
+use secateur_core::tensor::Tensor;
 
 use super::block::Reported;
 
@@ -100,6 +101,7 @@ impl Asked {
     /// back in the processor's order. `order[place]` is the row at a place.
     pub(super) fn take(
         &self,
+        ops: &dyn Ops,
         reported: Reported,
         class: usize,
         per_crop: usize,
@@ -115,8 +117,10 @@ impl Asked {
             Err(RunError::NonFinite { signal: signal.to_string(), layer: self.layer })
         };
         if !self.signals.is_empty() {
-            for (crop, vectors) in out.iter_mut().zip(reported.scores) {
-                for (signal, values) in self.signals.iter().zip(vectors) {
+            let all: Vec<&Tensor> = reported.scores.iter().flatten().collect();
+            let mut all = ops.download_all(&all)?.into_iter();
+            for crop in out.iter_mut() {
+                for (signal, values) in self.signals.iter().zip(all.by_ref()) {
                     finite(signal, &values)?;
                     if let Signal::EncoderMap { .. } = signal {
                         let mut map = Array2::zeros((patches, patches));

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use secateur_core::error::RunError;
-use secateur_core::model::{Control, Encoded, Encoder, EncoderInfo, Pixels, SignalKind};
+use secateur_core::model::{Control, Encoded, Encoder, EncoderInfo, Pixels, SignalKind, Withheld};
 use secateur_core::ops::{Norm, Ops};
 use secateur_core::signal::{CropSignals, Signal};
 use secateur_core::tensor::Tensor;
@@ -72,12 +72,19 @@ impl Tower {
             None => None,
             Some(name) => {
                 let name = format!("tower.{name}");
-                Some(load_norm(weights, &name, config.width, config.norm, config.eps)?)
+                Some(load_norm(
+                    ops.as_ref(),
+                    weights,
+                    &name,
+                    config.width,
+                    config.norm,
+                    config.eps,
+                )?)
             }
         };
-        let (pooling, withheld) = match PoolingHead::load(&config, weights) {
+        let (pooling, withheld) = match PoolingHead::load(&config, weights, ops.as_ref()) {
             Ok(head) => (Some(head), Vec::new()),
-            Err(reason) => (None, vec![(SignalKind::PoolingAttention, reason)]),
+            Err(reason) => (None, vec![Withheld::all(SignalKind::PoolingAttention, reason)]),
         };
         let full_attention_layers = match &config.windows {
             None => (0..config.layers).collect(),
@@ -91,7 +98,6 @@ impl Tower {
             width: config.width * config.features.len(),
             cls: config.class_token,
             full_attention_layers,
-            one_to_one: config.is_one_to_one(),
             withheld,
         };
         Ok(Self { config, info, embed, blocks, final_norm, pooling, ops })
@@ -160,8 +166,8 @@ impl Tower {
                 )));
             }
             if *signal == Signal::PoolingAttention
-                && let Some((_, reason)) =
-                    self.info.withheld.iter().find(|w| w.0 == SignalKind::PoolingAttention)
+                && let Some(Withheld { reason, .. }) =
+                    self.info.withheld.iter().find(|w| w.kind == SignalKind::PoolingAttention)
             {
                 return Err(RunError::Shape(format!("signal `{signal}`: {reason}")));
             }
@@ -215,11 +221,12 @@ impl Tower {
         let crops: Vec<Range<usize>> =
             (0..units.len()).map(|c| c * per_crop..(c + 1) * per_crop).collect();
         let order = WindowOrder::new(config, (h, w), units.len());
-        let mut rotation = config.positions_rotate().then(|| rope(config, h, w, units.len()));
+        let mut rotation =
+            config.positions_rotate().then(|| rope(ops, config, [h, w], units.len()));
         if let Some(order) = &order {
             x = gathered(ops, &x, &order.rows);
             if let Some(table) = &mut rotation {
-                *table = order.rotation(table);
+                *table = ops.rotation_rows(table, &order.rows);
             }
         }
         let mut states = BTreeMap::new();
@@ -246,7 +253,7 @@ impl Tower {
             };
             let reported = block.run(ops, &mut x, &pass, scratch)?;
             let back = order.as_ref().map(|o| o.rows[..per_crop].to_vec());
-            asked.take(reported, config.class_rows(), per_crop, back.as_deref(), out)?;
+            asked.take(ops, reported, config.class_rows(), per_crop, back.as_deref(), out)?;
             keep(layer + 1, &x);
             if config.levels.contains(&layer) {
                 levels.push(x.clone());

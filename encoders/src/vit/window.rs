@@ -9,8 +9,6 @@
 
 use std::ops::Range;
 
-use secateur_core::ops::RopeTable;
-
 use super::config::Config;
 
 /// The windows of one frame.
@@ -80,18 +78,6 @@ impl WindowOrder {
             }
         }
         Some(Self { rows, inverse, segments })
-    }
-
-    /// A rotation table of rows in the processor's order, put in window order.
-    pub(crate) fn rotation(&self, table: &RopeTable) -> RopeTable {
-        let take = |values: &[f32]| -> Vec<f32> {
-            self.rows
-                .iter()
-                .flat_map(|r| &values[*r as usize * table.half..][..table.half])
-                .copied()
-                .collect()
-        };
-        RopeTable { cos: take(&table.cos), sin: take(&table.sin), half: table.half }
     }
 }
 

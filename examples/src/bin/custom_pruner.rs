@@ -4,9 +4,7 @@
 
 use std::sync::Arc;
 
-use secateur::prune::{
-    Budget, Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan,
-};
+use secateur::prune::{Budget, Cut, Memory, Plan, Pruner, Selection, Site, StagePlan};
 use secateur::{ChainError, ModelInfo, ModelSource, Params, Request, RunError, Vlm, parse_chain};
 
 #[derive(Debug)]
@@ -23,14 +21,7 @@ impl Centre {
 
 impl Pruner for Centre {
     fn plan(&self, _model: &ModelInfo) -> Result<Plan, ChainError> {
-        let stage = StagePlan {
-            site: Site::Input,
-            reads: Vec::new(),
-            positions: PositionPolicy::Keep,
-            budget: self.keep.to_string(),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], ..Plan::default() })
+        Ok(StagePlan::at(Site::Input).budget(self.keep).into())
     }
 
     // For `explain`: what the budget leaves.

@@ -17,139 +17,15 @@ use secateur_core::cache::Position;
 use secateur_core::error::RunError;
 use secateur_core::model::{Decoder, DecoderInfo, LayerPass, Probe};
 use secateur_core::ops::{
-    Activation, AttentionParams, Embedding, Heads, Linear, Norm, NormKind, Ops, Precision,
+    Activation, AttentionParams, Embedding, Frequencies, Heads, Linear, Norm, Ops, Precision,
+    Rotation,
 };
 use secateur_core::tensor::Tensor;
 use secateur_core::weights::{WeightView, Weights};
 
+use super::config::DecoderConfig;
 use super::layer::{Layer, Scratch};
-use super::rope::{Rope, RopeFrequencies};
 use crate::error::LoadError;
-
-/// How the gain of an RMS norm stands in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gain {
-    /// The gain itself.
-    Plain,
-    /// The gain less one (Gemma).
-    LessOne,
-}
-
-/// Norms of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LayerNorms {
-    /// In front of attention and of the MLP.
-    Two,
-    /// In front of and behind each, the latter before the residual is added (Gemma2).
-    Four,
-}
-
-/// Layers whose queries reach back a limited number of positions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Windows {
-    /// None.
-    None,
-    /// Those marked `true`.
-    Layers {
-        /// Positions that a query reaches back, itself included.
-        window: i32,
-        /// One entry a layer.
-        layers: Vec<bool>,
-    },
-}
-
-/// Everything that tells one decoder from another. Sizes are checked by `config`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DecoderConfig {
-    /// `model_type` of the text configuration.
-    pub kind: String,
-    /// Number of layers.
-    pub layers: usize,
-    /// Width of a hidden state.
-    pub hidden: usize,
-    /// Width inside the MLP.
-    pub intermediate: usize,
-    /// Query heads.
-    pub attn_heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Width of a head; even.
-    pub head_dim: usize,
-    /// Rows of the embedding table.
-    pub vocab: usize,
-    /// Positions that the model was made for.
-    pub context: usize,
-    /// Added to the mean square.
-    pub eps: f32,
-    /// Rotary positions.
-    pub rope: Rope,
-    /// Gains of all norms.
-    pub gain: Gain,
-    /// Norms of a layer.
-    pub norms: LayerNorms,
-    /// Whether q, k and v have a bias.
-    pub qkv_bias: bool,
-    /// Whether the output projection has one.
-    pub output_bias: bool,
-    /// Whether the MLP has biases.
-    pub mlp_bias: bool,
-    /// Whether each head of q and k is normalised before it is rotated.
-    pub qk_norm: bool,
-    /// Gate of the MLP.
-    pub activation: Activation,
-    /// Multiplied into `q · k`.
-    pub scale: f32,
-    /// Softcap of attention scores.
-    pub attention_softcap: Option<f32>,
-    /// Softcap of logits.
-    pub logit_softcap: Option<f32>,
-    /// Sliding windows.
-    pub windows: Windows,
-    /// Factor of embedded tokens (Gemma: the root of the width).
-    pub embedding_scale: Option<f32>,
-    /// Whether a whole prompt sees itself.
-    pub prefix_lm: bool,
-}
-
-impl DecoderConfig {
-    /// What the runtime is told.
-    pub fn info(&self) -> DecoderInfo {
-        DecoderInfo {
-            kind: self.kind.clone(),
-            layers: self.layers,
-            hidden: self.hidden,
-            attn_heads: self.attn_heads,
-            kv_heads: self.kv_heads,
-            head_dim: self.head_dim,
-            vocab: self.vocab,
-            context: self.context,
-            mrope: self.rope.axes != super::rope::RopeAxes::One,
-            prefix_lm: self.prefix_lm,
-        }
-    }
-
-    /// Window of a layer.
-    pub(crate) fn window(&self, layer: usize) -> Option<i32> {
-        match &self.windows {
-            Windows::Layers { window, layers } if layers[layer] => Some(*window),
-            _ => None,
-        }
-    }
-
-    /// Reads an RMS norm of `width`.
-    pub(crate) fn rms(
-        &self,
-        weights: &Weights,
-        name: &str,
-        width: usize,
-    ) -> Result<Norm, LoadError> {
-        let mut gain = weights.tensor(name, &[width])?.to_f32();
-        if self.gain == Gain::LessOne {
-            gain.iter_mut().for_each(|w| *w += 1.0);
-        }
-        Ok(Norm { kind: NormKind::Rms, gain: gain.into(), bias: None, eps: self.eps })
-    }
-}
 
 /// A decoder with its weights.
 #[derive(Debug)]
@@ -162,7 +38,7 @@ pub struct DecoderStack {
     layers: Vec<Layer>,
     norm: Norm,
     head: Linear,
-    frequencies: RopeFrequencies,
+    frequencies: [Frequencies; 1],
     pool: Mutex<Vec<Scratch>>,
 }
 
@@ -177,7 +53,7 @@ impl DecoderStack {
         ops: Arc<dyn Ops>,
     ) -> Result<Self, LoadError> {
         let (table, head) = table_and_head(&config, weights)?;
-        let head = ops.pack_linear(&[&head], &[])?;
+        let head = ops.pack_linear(&[head.into()])?;
         let layers = (0..config.layers)
             .map(|i| Layer::load(&config, weights, i, ops.as_ref()))
             .collect::<Result<_, _>>()?;
@@ -188,12 +64,12 @@ impl DecoderStack {
         });
         Ok(Self {
             info: config.info(),
-            embedding: Embedding::new(table)?,
+            embedding: ops.pack_embedding(table)?,
             embedding_scale,
             layers,
-            norm: config.rms(weights, "decoder.norm.weight", config.hidden)?,
+            norm: config.rms(ops.as_ref(), weights, "decoder.norm.weight", config.hidden)?,
             head,
-            frequencies: config.rope.frequencies(config.head_dim),
+            frequencies: [config.rope.frequencies(config.head_dim)],
             pool: Mutex::new(Vec::new()),
             config,
             ops,
@@ -251,6 +127,10 @@ impl Decoder for DecoderStack {
         &self.info
     }
 
+    fn frequencies(&self) -> &[Frequencies] {
+        &self.frequencies
+    }
+
     fn embed(&self, ids: &[u32]) -> Result<Tensor, RunError> {
         let mut rows = Tensor::zeros(0, 0);
         self.ops.embed(&self.embedding, ids, &mut rows)?;
@@ -266,9 +146,6 @@ impl Decoder for DecoderStack {
         x: &mut Tensor,
         pass: &mut LayerPass<'_>,
     ) -> Result<(), RunError> {
-        if pass.rope.is_none() {
-            *pass.rope = Some(self.frequencies.table(pass.positions));
-        }
         self.with_scratch(|scratch| {
             self.layers[layer].run(self.ops.as_ref(), &self.config, layer, x, pass, scratch)
         })
@@ -279,18 +156,19 @@ impl Decoder for DecoderStack {
         layer: usize,
         x: &Tensor,
         positions: &[Position],
+        rotations: &[Rotation],
         queries: &[u32],
     ) -> Result<Probe, RunError> {
+        let [rotation] = rotations else { return Err(super::layer::no_rotation()) };
         let (ops, config) = (self.ops.as_ref(), &self.config);
         let mut keys = Tensor::zeros(0, 0);
         let mut q = Tensor::zeros(0, 0);
         self.with_scratch(|s| {
             self.layers[layer].probe(ops, config, x, queries, s, &mut keys, &mut q)
         });
-        let of_queries: Vec<Position> = queries.iter().map(|&r| positions[r as usize]).collect();
-        ops.rope(&self.frequencies.table(&of_queries), &mut q, 0, config.attn_heads);
+        ops.rope(&ops.rotation_rows(rotation, queries), &mut q, 0, config.attn_heads);
         let mut rotated = keys.clone();
-        ops.rope(&self.frequencies.table(positions), &mut rotated, 0, config.kv_heads);
+        ops.rope(rotation, &mut rotated, 0, config.kv_heads);
         let params = self.attention_params();
         let q_heads = self.heads(&q, config.attn_heads);
         let k_heads = self.heads(&rotated, config.kv_heads);
@@ -306,7 +184,7 @@ impl Decoder for DecoderStack {
                 positions,
                 queries,
                 reach.unwrap_or(i32::MAX),
-            )
+            )?
         } else {
             let visible: Vec<u32> = queries
                 .iter()
@@ -345,7 +223,7 @@ fn windowed_mean(
     positions: &[Position],
     queries: &[u32],
     window: i32,
-) -> Vec<f32> {
+) -> Result<Tensor, RunError> {
     let mut mean = vec![0.0; positions.len()];
     let (mut one, mut near) = (Tensor::zeros(0, 0), Tensor::zeros(0, 0));
     for (i, &row) in queries.iter().enumerate() {
@@ -362,9 +240,9 @@ fn windowed_mean(
             Heads { tensor: &near, ..keys },
             true,
         );
-        for (m, s) in mean[from..end].iter_mut().zip(seen) {
+        for (m, s) in mean[from..end].iter_mut().zip(ops.download(&seen)?) {
             *m += s / queries.len() as f32;
         }
     }
-    mean
+    ops.upload(1, mean.len(), &mean)
 }

@@ -15,7 +15,8 @@ use secateur_core::ops::Ops;
 use secateur_core::tensor::Tensor;
 use secateur_core::weights::Weights;
 
-use super::decoder::{DecoderConfig, DecoderStack};
+use super::config::DecoderConfig;
+use super::decoder::DecoderStack;
 use super::layout::tokens_of_clips;
 use super::projector::{ProjectorConfig, Projectors};
 use super::prompt::{Placeholders, mark};
@@ -185,7 +186,7 @@ impl Family for LoadedFamily {
     }
 
     fn project_rows(&self, rows: &Tensor) -> Result<Tensor, RunError> {
-        if !self.info().encoder.one_to_one {
+        if !self.info().one_to_one {
             return Err(RunError::Shape(format!(
                 "in {} a visual token is not one row of the tower",
                 self.info().family

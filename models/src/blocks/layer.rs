@@ -7,12 +7,12 @@ use secateur_core::error::RunError;
 use secateur_core::model::{LayerPass, LayerSequence};
 use secateur_core::ops::{
     Activation, AttentionParams, Heads, Keys, Linear, Mask, Norm, Ops, ScoreRequest, Segment,
-    Transition, TransitionTap, Window,
+    TransitionTap, Window,
 };
 use secateur_core::tensor::Tensor;
-use secateur_core::weights::{WeightView, Weights};
+use secateur_core::weights::Weights;
 
-use super::decoder::{DecoderConfig, LayerNorms};
+use super::config::{DecoderConfig, LayerNorms};
 use crate::error::LoadError;
 
 /// Temporaries of one pass, kept between layers and tokens.
@@ -72,29 +72,6 @@ pub(crate) struct Layer {
     down: Linear,
 }
 
-/// A matrix `[outputs, inputs]`, with its bias if there is to be one.
-fn linear(
-    weights: &Weights,
-    ops: &dyn Ops,
-    name: &str,
-    [outputs, inputs]: [usize; 2],
-    bias: bool,
-) -> Result<Linear, LoadError> {
-    let (weight, bias) = matrix(weights, name, [outputs, inputs], bias)?;
-    Ok(ops.pack_linear(&[&weight], &[bias.as_ref()])?)
-}
-
-fn matrix(
-    weights: &Weights,
-    name: &str,
-    [outputs, inputs]: [usize; 2],
-    bias: bool,
-) -> Result<(WeightView, Option<WeightView>), LoadError> {
-    let weight = weights.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
-    let bias = if bias { Some(weights.tensor(&format!("{name}.bias"), &[outputs])?) } else { None };
-    Ok((weight, bias))
-}
-
 impl Layer {
     /// Reads `decoder.layers.{index}.*`.
     pub(crate) fn load(
@@ -107,7 +84,7 @@ impl Layer {
         let (hidden, inner) = (config.hidden, config.intermediate);
         let q_width = config.attn_heads * config.head_dim;
         let kv_width = config.kv_heads * config.head_dim;
-        let rms = |leaf: &str| config.rms(weights, &at(&format!("{leaf}.weight")), hidden);
+        let rms = |leaf: &str| config.rms(ops, weights, &at(&format!("{leaf}.weight")), hidden);
         let norms = match config.norms {
             LayerNorms::Two => Norms {
                 attention: rms("input_layernorm")?,
@@ -123,18 +100,18 @@ impl Layer {
                 ]),
             },
         };
-        let head_norm = |leaf: &str| config.rms(weights, &at(leaf), config.head_dim);
+        let head_norm = |leaf: &str| config.rms(ops, weights, &at(leaf), config.head_dim);
         let head_norms = if config.qk_norm {
             Some([head_norm("self_attn.q_norm.weight")?, head_norm("self_attn.k_norm.weight")?])
         } else {
             None
         };
-        let project = |leaf: &str, shape, bias| {
-            linear(weights, ops, &at(&format!("self_attn.{leaf}")), shape, bias)
+        let linear = |leaf: &str, shape, bias| -> Result<Linear, LoadError> {
+            Ok(ops.pack_linear(&[weights.matrix(&at(leaf), shape, bias)?])?)
         };
-        let (gate, gate_bias) =
-            matrix(weights, &at("mlp.gate_proj"), [inner, hidden], config.mlp_bias)?;
-        let (up, up_bias) = matrix(weights, &at("mlp.up_proj"), [inner, hidden], config.mlp_bias)?;
+        let project = |leaf: &str, shape, bias| linear(&format!("self_attn.{leaf}"), shape, bias);
+        let wide = |leaf: &str| weights.matrix(&at(leaf), [inner, hidden], config.mlp_bias);
+        let (gate, up) = (wide("mlp.gate_proj")?, wide("mlp.up_proj")?);
         Ok(Self {
             norms,
             q: project("q_proj", [q_width, hidden], config.qkv_bias)?,
@@ -142,12 +119,12 @@ impl Layer {
             v: project("v_proj", [kv_width, hidden], config.qkv_bias)?,
             output: project("o_proj", [hidden, q_width], config.output_bias)?,
             head_norms,
-            gate_up: ops.pack_gated(&gate, &up, [gate_bias.as_ref(), up_bias.as_ref()])?,
-            down: linear(weights, ops, &at("mlp.down_proj"), [hidden, inner], config.mlp_bias)?,
+            gate_up: ops.pack_gated(&gate, &up)?,
+            down: linear("mlp.down_proj", [hidden, inner], config.mlp_bias)?,
         })
     }
 
-    /// Runs the layer in place over `x: [rows, hidden]`; the table of the pass is there.
+    /// Runs the layer in place over `x: [rows, hidden]`; the rotation of the pass is there.
     pub(crate) fn run(
         &self,
         ops: &dyn Ops,
@@ -157,7 +134,7 @@ impl Layer {
         pass: &mut LayerPass<'_>,
         s: &mut Scratch,
     ) -> Result<(), RunError> {
-        let rope = pass.rope.as_ref().ok_or_else(|| RunError::Shape("no rotation table".into()))?;
+        let [rope] = pass.rotations else { return Err(no_rotation()) };
         ops.norm(&self.norms.attention, x, &mut s.normed);
         ops.linear(&self.q, &s.normed, Activation::None, &mut s.q);
         ops.linear(&self.v, &s.normed, Activation::None, &mut s.v);
@@ -176,8 +153,8 @@ impl Layer {
         self.attend(ops, config, index, pass, s);
         ops.linear(&self.output, &s.attended, Activation::None, &mut s.delta);
 
-        let taps = pass.sequences.iter().any(|q| q.wants_transitions);
-        let (mut attention, mut mlp) = (Vec::new(), Vec::new());
+        let taps = pass.wants_transitions;
+        let (mut attention, mut mlp) = (Tensor::default(), Tensor::default());
         self.normed_output(ops, 0, s);
         let tap = taps.then_some(TransitionTap { input: &s.normed, out: &mut attention });
         ops.add_norm(x, &s.delta, tap, &self.norms.mlp, &mut s.spare);
@@ -188,9 +165,7 @@ impl Layer {
         self.normed_output(ops, 1, s);
         let tap = taps.then_some(TransitionTap { input: &s.normed, out: &mut mlp });
         ops.add(x, &s.delta, None, tap);
-        if taps {
-            hand_out(&mut pass.sequences, &attention, &mlp);
-        }
+        pass.transitions = taps.then_some([attention, mlp]);
         Ok(())
     }
 
@@ -309,6 +284,11 @@ impl Layer {
     }
 }
 
+/// The stack has one kind of layer as far as frequencies go.
+pub(crate) fn no_rotation() -> RunError {
+    RunError::Shape("a pass needs one rotation".into())
+}
+
 fn scores_of<'a>(sequence: &LayerSequence<'a>) -> &'a [ScoreRequest] {
     sequence.scores
 }
@@ -322,12 +302,4 @@ fn hides_keys(
     let oldest = sequence.cache.positions.first().map_or(0, |p| p[0]);
     let newest = positions[sequence.rows.clone()].last().map_or(0, |p| p[0]);
     sequence.mask == Mask::Causal && newest - oldest >= window
-}
-
-/// Gives each sequence that asked the transitions of its rows.
-fn hand_out(sequences: &mut [LayerSequence<'_>], attention: &[Transition], mlp: &[Transition]) {
-    for sequence in sequences.iter_mut().filter(|q| q.wants_transitions) {
-        let rows = sequence.rows.clone();
-        sequence.transitions = Some((attention[rows.clone()].to_vec(), mlp[rows].to_vec()));
-    }
 }

@@ -4,6 +4,7 @@
 //! is made of and adds what is particular to it.
 
 pub(crate) mod anyres;
+pub mod config;
 pub mod decoder;
 pub(crate) mod family;
 mod layer;

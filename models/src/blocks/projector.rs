@@ -87,22 +87,21 @@ impl Projector {
         let name = |leaf: &str, end: &str| format!("{}{leaf}.{end}", config.prefix);
         let norm = |norm: &Option<ProjectorNorm>, width: usize| -> Result<_, LoadError> {
             let Some(norm) = norm else { return Ok(None) };
-            let gain = weights.tensor(&name(norm.name, "weight"), &[width])?.to_f32().into();
+            let gain = weights.tensor(&name(norm.name, "weight"), &[width])?.to_f32();
             let bias = match norm.kind {
                 NormKind::Rms => None,
                 NormKind::Layer => {
-                    Some(weights.tensor(&name(norm.name, "bias"), &[width])?.to_f32().into())
+                    Some(weights.tensor(&name(norm.name, "bias"), &[width])?.to_f32())
                 }
             };
-            Ok(Some(Norm { kind: norm.kind, gain, bias, eps: norm.eps }))
+            Ok(Some(ops.pack_norm(norm.kind, gain, bias, norm.eps)))
         };
         let mut inputs = config.width * config.group;
         let mut linears = Vec::new();
         for &(leaf, outputs, bias, act) in &config.linears {
-            let weight = weights.tensor(&name(leaf, "weight"), &[outputs, inputs])?;
-            let bias =
-                if bias { Some(weights.tensor(&name(leaf, "bias"), &[outputs])?) } else { None };
-            linears.push((ops.pack_linear(&[&weight], &[bias.as_ref()])?, act));
+            let name = format!("{}{leaf}", config.prefix);
+            let matrix = weights.matrix(&name, [outputs, inputs], bias)?;
+            linears.push((ops.pack_linear(&[matrix])?, act));
             inputs = outputs;
         }
         Ok(Self {

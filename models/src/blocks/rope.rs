@@ -9,8 +9,7 @@
 //! computes it (wavelength tests are strict). M-RoPE: each frequency belongs to one axis, in
 //! chunks (Qwen2-VL, Qwen2.5-VL) or interleaved (Qwen3-VL).
 
-use secateur_core::cache::Position;
-use secateur_core::ops::RopeTable;
+use secateur_core::ops::Frequencies;
 
 /// How frequencies are stretched for longer contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,16 +57,9 @@ pub struct Rope {
     pub axes: RopeAxes,
 }
 
-/// Frequencies ready for use.
-#[derive(Clone, Debug)]
-pub(crate) struct RopeFrequencies {
-    inverse: Vec<f32>,
-    axis: Vec<usize>,
-}
-
 impl Rope {
     /// The frequencies of heads of `head_dim`.
-    pub(crate) fn frequencies(&self, head_dim: usize) -> RopeFrequencies {
+    pub(crate) fn frequencies(&self, head_dim: usize) -> Frequencies {
         let half = head_dim / 2;
         let inverse = (0..half).map(|i| {
             let exponent = (2 * i) as f32 / head_dim as f32;
@@ -83,7 +75,7 @@ impl Rope {
                 if i < 3 * sections[axis] { axis } else { 0 }
             }
         });
-        RopeFrequencies { inverse: inverse.collect(), axis: axis.collect() }
+        Frequencies::new(inverse.zip(axis))
     }
 
     fn scaled(&self, inverse: f32) -> f32 {
@@ -105,26 +97,6 @@ impl Rope {
     }
 }
 
-impl RopeFrequencies {
-    /// The table of `positions`, one row each.
-    pub(crate) fn table(&self, positions: &[Position]) -> RopeTable {
-        let half = self.inverse.len();
-        let mut table = RopeTable {
-            cos: Vec::with_capacity(positions.len() * half),
-            sin: Vec::with_capacity(positions.len() * half),
-            half,
-        };
-        for position in positions {
-            for (inverse, &axis) in self.inverse.iter().zip(&self.axis) {
-                let (sin, cos) = (position[axis] as f32 * inverse).sin_cos();
-                table.cos.push(cos);
-                table.sin.push(sin);
-            }
-        }
-        table
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,9 +104,11 @@ mod tests {
     #[test]
     fn axes_of_the_published_sections() {
         let rope = |axes| Rope { theta: 1e6, scaling: RopeScaling::Default, axes };
-        let chunked = rope(RopeAxes::Chunked([16, 24, 24])).frequencies(128).axis;
+        let axes =
+            |axes| -> Vec<usize> { rope(axes).frequencies(128).pairs().map(|p| p.1).collect() };
+        let chunked = axes(RopeAxes::Chunked([16, 24, 24]));
         assert_eq!((chunked[15], chunked[16], chunked[39], chunked[40]), (0, 1, 1, 2));
-        let woven = rope(RopeAxes::Interleaved([24, 20, 20])).frequencies(128).axis;
+        let woven = axes(RopeAxes::Interleaved([24, 20, 20]));
         assert_eq!(&woven[..6], &[0, 1, 2, 0, 1, 2]);
         assert_eq!(&woven[57..], &[0, 1, 2, 0, 0, 0, 0]);
     }
@@ -146,7 +120,9 @@ mod tests {
             scaling: RopeScaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 },
             ..plain
         };
-        let (a, b) = (plain.frequencies(128).inverse, llama3.frequencies(128).inverse);
+        let inverse =
+            |rope: Rope| -> Vec<f32> { rope.frequencies(128).pairs().map(|p| p.0).collect() };
+        let (a, b) = (inverse(plain), inverse(llama3));
         assert_eq!(a[0], b[0]);
         assert_eq!(a[63] / 8.0, b[63]);
     }

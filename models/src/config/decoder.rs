@@ -6,7 +6,7 @@ use secateur_core::ops::Activation;
 use serde_json::Value;
 
 use super::{MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, activation, list};
-use crate::blocks::decoder::{DecoderConfig, Gain, LayerNorms, Windows};
+use crate::blocks::config::{DecoderConfig, Gain, LayerNorms, Windows};
 use crate::blocks::rope::{Rope, RopeAxes, RopeScaling};
 
 /// How the heads of M-RoPE split their frequencies, with the published default.

@@ -3,7 +3,7 @@
 
 use secateur_core::error::ConfigError;
 use secateur_core::files::{Fields, short};
-use secateur_core::model::{EncoderInfo, SignalKind};
+use secateur_core::model::{EncoderInfo, SignalKind, Withheld};
 use serde_json::Value;
 
 use super::{MAX_HEADS, MAX_LAYERS, MAX_WIDTH};
@@ -33,7 +33,7 @@ impl Vision {
         self.image / self.patch
     }
 
-    fn withheld(&self, features: &FeatureLayers) -> Vec<(SignalKind, String)> {
+    fn withheld(&self, features: &FeatureLayers) -> Vec<Withheld> {
         let reason = if !self.pooling_head {
             "the configuration names no pooling head (`vision_use_head`)".to_owned()
         } else if features.run != self.layers {
@@ -44,16 +44,11 @@ impl Vision {
         } else {
             return Vec::new();
         };
-        vec![(SignalKind::PoolingAttention, reason)]
+        vec![Withheld::all(SignalKind::PoolingAttention, reason)]
     }
 
-    /// What reports and chains are told. `one_to_one`: see [`EncoderInfo::one_to_one`].
-    pub(crate) fn info(
-        &self,
-        kind: &str,
-        features: &FeatureLayers,
-        one_to_one: bool,
-    ) -> EncoderInfo {
+    /// What reports and chains are told.
+    pub(crate) fn info(&self, kind: &str, features: &FeatureLayers) -> EncoderInfo {
         EncoderInfo {
             tower: kind.to_owned(),
             layers: features.run,
@@ -62,7 +57,6 @@ impl Vision {
             width: self.width * features.layers.len(),
             cls: self.cls,
             full_attention_layers: (0..features.run).collect(),
-            one_to_one,
             withheld: self.withheld(features),
         }
     }

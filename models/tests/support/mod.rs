@@ -10,7 +10,7 @@ use secateur_core::clip::Grid;
 use secateur_core::files::ModelFiles;
 use secateur_core::model::{Encoded, Family, LayerPass, LayerSequence, Pixels, VisualRows};
 use secateur_core::ops::reference::ReferenceOps;
-use secateur_core::ops::{Mask, Ops, Precision, ScoreRequest};
+use secateur_core::ops::{Mask, Ops, Precision, Rotation, ScoreRequest};
 use secateur_core::tensor::{DType, Tensor};
 use secateur_core::weights::Weights;
 use secateur_models::{LoadedModel, ModelOptions, VideoAdvance, load};
@@ -229,6 +229,12 @@ pub(crate) fn caches(family: &dyn Family, capacity: usize) -> Vec<LayerCache> {
     (0..d.layers).map(|_| LayerCache::new(d.kv_heads, d.head_dim, capacity, DType::F32)).collect()
 }
 
+/// What the runtime's loop makes of positions.
+pub(crate) fn rotations(family: &dyn Family, positions: &[Position]) -> Vec<Rotation> {
+    let ops = reference();
+    family.decoder().frequencies().iter().map(|f| ops.rotation(f, positions)).collect()
+}
+
 /// One pass of one sequence through all layers; `after` sees the state after each.
 pub(crate) fn pass(
     family: &dyn Family,
@@ -238,7 +244,7 @@ pub(crate) fn pass(
     mask: Mask,
     mut after: impl FnMut(usize, &mut Tensor),
 ) {
-    let mut rope = None;
+    let rotations = rotations(family, positions);
     let scores: &[ScoreRequest] = &[];
     for (layer, cache) in caches.iter_mut().enumerate() {
         let sequence = LayerSequence {
@@ -247,11 +253,15 @@ pub(crate) fn pass(
             mask,
             scores,
             score_out: Vec::new(),
-            wants_transitions: false,
-            transitions: None,
             keys: None,
         };
-        let mut pass = LayerPass { positions, rope: &mut rope, sequences: vec![sequence] };
+        let mut pass = LayerPass {
+            positions,
+            rotations: &rotations,
+            sequences: vec![sequence],
+            wants_transitions: false,
+            transitions: None,
+        };
         family.decoder().layer(layer, x, &mut pass).unwrap();
         after(layer, x);
     }

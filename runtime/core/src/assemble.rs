@@ -129,7 +129,6 @@ pub fn assemble(
         cache: KvCache::default(),
         room,
         signals,
-        observed_rows: Vec::new(),
         observed: Vec::new(),
         stages: visual.stages,
         prune_time: visual.time,
@@ -223,7 +222,7 @@ fn run_encoder_site(
 ) -> Result<Visual, RunError> {
     let model = family.info();
     let stages: Vec<&ResolvedStage> = chain.at(EARLY_SITES[0]).collect();
-    let in_tower = model.encoder.one_to_one && !stages.is_empty();
+    let in_tower = model.one_to_one && !stages.is_empty();
     let (rows, levels) = if in_tower {
         (tower_rows(ops, encoded, layout), Vec::new())
     } else {
@@ -236,8 +235,7 @@ fn run_encoder_site(
         let start = Instant::now();
         let entered = visual.tokens.len();
         let memory = &mut memories[stage.entry];
-        let selection =
-            choose(stage, &visual.tokens, entered, signals, model, memory, chain.floor)?;
+        let selection = choose(stage, &visual.tokens, entered, signals, memory, chain.floor)?;
         let adds = selection.cls || !selection.appended.is_empty() || !selection.merges.is_empty();
         if adds && !in_tower {
             return Err(RunError::Selection {
@@ -397,8 +395,7 @@ fn run_input_site(
         }
         let entered = visual.tokens.len();
         let memory = &mut memories[stage.entry];
-        let selection =
-            choose(stage, &visual.tokens, entered, signals, family.info(), memory, chain.floor)?;
+        let selection = choose(stage, &visual.tokens, entered, signals, memory, chain.floor)?;
         let before = std::mem::take(&mut visual.tokens);
         let after = before.compose(&selection);
         apply_rows(ops, visual, &selection);

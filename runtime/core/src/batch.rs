@@ -16,8 +16,7 @@ use std::time::Duration;
 use crate::cache::{KvCache, Position};
 use crate::chain::{ResolvedChain, ResolvedStage};
 use crate::error::RunError;
-use crate::model::ModelInfo;
-use crate::prune::{Cut, Memory, Selection, Site};
+use crate::prune::{Cut, Memory, Observation, Selection, Site};
 use crate::signal::{Signal, Signals};
 use crate::tensor::Tensor;
 use crate::tokens::TokenMap;
@@ -32,7 +31,7 @@ pub struct StageReport {
     /// The pruner.
     pub pruner: String,
     /// Where.
-    pub site: String,
+    pub site: Site,
     /// Visual tokens before.
     pub before: usize,
     /// Visual tokens after.
@@ -92,8 +91,6 @@ pub struct Sequence {
     pub room: usize,
     /// Signals read so far.
     pub signals: Signals,
-    /// For each observed decoder layer: cache row and original index of its visual tokens.
-    pub observed_rows: Vec<(usize, Vec<(u32, u32)>)>,
     /// Sums over generated rows of each observed layer, and how many rows.
     pub observed: Vec<(usize, Vec<f32>, usize)>,
     /// What each cut did.
@@ -112,7 +109,7 @@ impl Sequence {
 
     /// Decoder layers whose generated rows the chain wants to see.
     pub(crate) fn observed_layers(&self) -> impl Iterator<Item = usize> + '_ {
-        self.chain.observes.iter().filter_map(|(_, signal)| match signal {
+        self.chain.observes.iter().flat_map(|(_, reads)| reads).filter_map(|signal| match signal {
             Signal::GeneratedRows { layer } => Some(*layer),
             _ => None,
         })
@@ -124,11 +121,10 @@ impl Sequence {
             let mean = sums.iter().map(|s| s / (*rows).max(1) as f32).collect();
             self.signals.vectors.insert(Signal::GeneratedRows { layer: *layer }, mean);
         }
-        let mut entries: Vec<usize> = self.chain.observes.iter().map(|(e, _)| *e).collect();
-        entries.dedup();
-        for entry in entries {
-            if let Some(stage) = self.chain.stages.iter().find(|s| s.entry == entry) {
-                stage.pruner.observe(&self.signals, self.entered, &mut self.memories[entry]);
+        for (entry, reads) in &self.chain.observes {
+            if let Some(stage) = self.chain.stages.iter().find(|s| s.entry == *entry) {
+                let seen = Observation { reads, signals: &self.signals, entered: self.entered };
+                stage.pruner.observe(&seen, &mut self.memories[*entry]);
             }
         }
     }
@@ -140,21 +136,20 @@ pub(crate) fn choose(
     tokens: &TokenMap,
     entered: usize,
     signals: &Signals,
-    model: &ModelInfo,
     memory: &mut Memory,
     floor: Option<usize>,
 ) -> Result<Selection, RunError> {
     let site = stage.plan.site;
-    let broken = |reason: String| RunError::Selection {
-        pruner: stage.name.clone(),
-        site: site.to_string(),
-        reason,
+    let cut = Cut {
+        pruner: &stage.name,
+        stage: stage.stage,
+        plan: &stage.plan,
+        tokens,
+        entered,
+        signals,
     };
-    let cut = Cut { stage: stage.stage, site, tokens, entered, signals, model };
-    let mut selection = stage.pruner.select(&cut, memory).map_err(|error| match error {
-        RunError::Selection { reason, .. } => broken(reason),
-        other => other,
-    })?;
+    let broken = |reason: String| cut.refuse(reason);
+    let mut selection = stage.pruner.select(&cut, memory)?;
     if let Some(scores) = &selection.scores
         && scores.len() != tokens.len()
     {
@@ -181,7 +176,7 @@ pub(crate) fn report(
         entry: stage.entry,
         drop: stage.plan.drop,
         pruner: stage.name.clone(),
-        site: stage.plan.site.to_string(),
+        site: stage.plan.site,
         before: tokens.len(),
         kept: after.len(),
         ms: time.as_secs_f64() * 1e3,

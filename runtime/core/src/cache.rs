@@ -13,6 +13,17 @@ use crate::tensor::DType;
 /// Position ids of one token: temporal, height and width axis. One-axis models repeat the first.
 pub type Position = [i32; 3];
 
+/// What a cached row stands for, whatever was cut before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A row of the prompt that is no visual token.
+    Text,
+    /// The visual token with that original index.
+    Visual(u32),
+    /// A token of the answer.
+    Generated,
+}
+
 /// Values of a cache in its storage type.
 #[derive(Clone, Debug)]
 pub enum CacheValues {
@@ -57,6 +68,8 @@ pub struct LayerCache {
     pub values: CacheValues,
     /// Position ids of the filled rows.
     pub positions: Vec<Position>,
+    /// What each filled row stands for.
+    pub origins: Vec<Origin>,
 }
 
 impl LayerCache {
@@ -71,7 +84,15 @@ impl LayerCache {
             keys: CacheValues::zeros(dtype, len),
             values: CacheValues::zeros(dtype, len),
             positions: Vec::with_capacity(capacity),
+            origins: Vec::with_capacity(capacity),
         }
+    }
+
+    /// Forgets the rows from `len` on: what was appended to look at it once.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.positions.truncate(len);
+        self.origins.truncate(len);
     }
 
     /// Bytes held by keys and values.

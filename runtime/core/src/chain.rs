@@ -19,7 +19,8 @@ use toml::{Table, Value};
 
 use crate::error::ChainError;
 use crate::model::ModelInfo;
-use crate::prune::{Plan, Pruner, Site, StagePlan};
+use crate::params::inline_text;
+use crate::prune::{Plan, PositionPolicy, Pruner, Site, StagePlan};
 use crate::signal::Signal;
 
 pub use crate::params::{BUDGET, Params, nearest_first};
@@ -239,25 +240,6 @@ fn inline_value_at(text: &str, depth: usize) -> Result<Value, String> {
     })
 }
 
-pub(crate) fn inline_text(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Integer(i) => i.to_string(),
-        // `{:?}` keeps the point, so that the value reads back as a float.
-        Value::Float(x) => format!("{x:?}"),
-        Value::Boolean(b) => b.to_string(),
-        Value::Datetime(d) => d.to_string(),
-        Value::Array(items) => {
-            format!("[{}]", items.iter().map(inline_text).collect::<Vec<_>>().join(";"))
-        }
-        Value::Table(table) => {
-            let items: Vec<String> =
-                table.iter().map(|(k, v)| format!("{k}={}", inline_text(v))).collect();
-            format!("{{{}}}", items.join(";"))
-        }
-    }
-}
-
 /// Builds a pruner from its parameters.
 pub type Build = Arc<dyn Fn(&Params<'_>) -> Result<Box<dyn Pruner>, ChainError> + Send + Sync>;
 
@@ -337,9 +319,10 @@ impl Chain {
             let name = &self.spec.stages[entry].pruner;
             let plan: Plan = pruner.plan(model)?;
             notes.extend(plan.notes.into_iter().map(|note| format!("{name}: {note}")));
-            observes.extend(plan.observes.into_iter().map(|signal| (entry, signal)));
+            if !plan.observes.is_empty() {
+                observes.push((entry, plan.observes));
+            }
             for (stage, plan) in plan.stages.into_iter().enumerate() {
-                check_stage(name, &plan, model)?;
                 let resolved = ResolvedStage {
                     entry,
                     stage,
@@ -363,6 +346,11 @@ impl Chain {
                 stages.push(resolved);
             }
         }
+        let tower_layers: BTreeSet<usize> =
+            stages.iter().flat_map(|s| &s.plan.reads).filter_map(Signal::encoder_layer).collect();
+        for stage in &stages {
+            check_stage(&stage.name, &stage.plan, model, &tower_layers)?;
+        }
         Ok(ResolvedChain {
             spec: self.spec.clone(),
             entries: self.pruners.len(),
@@ -383,7 +371,12 @@ fn may_follow(before: Site, next: Site) -> bool {
     }
 }
 
-fn check_stage(name: &str, plan: &StagePlan, model: &ModelInfo) -> Result<(), ChainError> {
+fn check_stage(
+    name: &str,
+    plan: &StagePlan,
+    model: &ModelInfo,
+    tower_layers: &BTreeSet<usize>,
+) -> Result<(), ChainError> {
     let layer_error = |layer: usize, first: usize, last: usize, part: &'static str| {
         Err(ChainError::Layer { pruner: name.to_owned(), layer: layer as i64, part, first, last })
     };
@@ -392,6 +385,17 @@ fn check_stage(name: &str, plan: &StagePlan, model: &ModelInfo) -> Result<(), Ch
         && (layer < 1 || layer >= layers)
     {
         return layer_error(layer, 1, layers.saturating_sub(1), "a cut inside the decoder");
+    }
+    if plan.positions == PositionPolicy::Renumber && model.decoder.mrope {
+        return Err(ChainError::Parameter {
+            pruner: name.to_owned(),
+            field: "positions".into(),
+            expected: format!(
+                "keep: {} has three position axes, and no paper says how to renumber them",
+                model.name
+            ),
+            found: "renumber".into(),
+        });
     }
     for signal in &plan.reads {
         let known = match (*signal, plan.site) {
@@ -426,7 +430,7 @@ fn check_stage(name: &str, plan: &StagePlan, model: &ModelInfo) -> Result<(), Ch
                 fallback: String::new(),
             });
         }
-        model.offers(signal).map_err(|fallback| ChainError::MissingSignal {
+        model.offers_to(signal, tower_layers).map_err(|fallback| ChainError::MissingSignal {
             pruner: name.to_owned(),
             model: model.name.clone(),
             signal: signal.to_string(),
@@ -460,8 +464,8 @@ pub struct ResolvedChain {
     pub entries: usize,
     /// All cuts, by site.
     pub stages: Vec<ResolvedStage>,
-    /// What entries want to see after decoding.
-    pub observes: Vec<(usize, Signal)>,
+    /// Entries that want to see something after decoding, and what.
+    pub observes: Vec<(usize, Vec<Signal>)>,
     /// Notes of the pruners.
     pub notes: Vec<String>,
     /// Coverage floor, cells a side.

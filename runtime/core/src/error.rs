@@ -305,6 +305,9 @@ pub enum RunError {
         /// The layer.
         layer: usize,
     },
+    /// A rule for the answer leaves no token to choose.
+    #[error("no token may follow: {0}")]
+    NoToken(&'static str),
     /// Cancelled or past its deadline.
     #[error("cancelled: {0}")]
     Cancelled(&'static str),

@@ -13,13 +13,14 @@
 //! - rows that deeper decoder layers add (deepstack) are [`VisualRows::levels`], cut with the
 //!   tokens.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Instant;
 
 use crate::cache::{LayerCache, Position};
 use crate::clip::{Clip, Grid};
 use crate::error::{InputError, RunError};
-use crate::ops::{Mask, RopeTable, ScoreRequest, Transition};
+use crate::ops::{Frequencies, Mask, Rotation, ScoreRequest};
 use crate::signal::{CropPixels, CropSignals, Signal};
 use crate::tensor::Tensor;
 use crate::tokens::TokenMap;
@@ -35,6 +36,9 @@ pub struct ModelInfo {
     pub encoder: EncoderInfo,
     /// The decoder.
     pub decoder: DecoderInfo,
+    /// Whether every visual token is exactly one tower row, so that [`crate::prune::Site::Encoder`]
+    /// can merge and cut before the projector. The family says so, whatever tower is in place.
+    pub one_to_one: bool,
     /// Visual tokens of a square picture of the model's own size (other sizes may differ).
     pub visual_tokens: usize,
 }
@@ -56,12 +60,27 @@ pub struct EncoderInfo {
     pub cls: bool,
     /// Layers whose attention spans the whole crop; windowed towers list only those.
     pub full_attention_layers: Vec<usize>,
-    /// Whether every visual token is exactly one tower row, so that [`crate::prune::Site::Encoder`]
-    /// can merge and cut before the projector.
-    pub one_to_one: bool,
-    /// Kinds of signals that are not offered, with the reason (an ONNX tower without that output).
+    /// Signals that are not offered (an ONNX tower without that output).
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub withheld: Vec<(SignalKind, String)>,
+    pub withheld: Vec<Withheld>,
+}
+
+/// A kind of signal that a tower does not offer, or not of every layer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Withheld {
+    /// Which.
+    pub kind: SignalKind,
+    /// Layers of which it is offered all the same.
+    pub except: Vec<usize>,
+    /// Why, and what to do; `{layers}` stands for the tower layers that a refused chain reads.
+    pub reason: String,
+}
+
+impl Withheld {
+    /// A kind that is offered of no layer.
+    pub fn all(kind: SignalKind, reason: impl Into<String>) -> Self {
+        Self { kind, except: Vec::new(), reason: reason.into() }
+    }
 }
 
 /// Signals without their layer: what an encoder may offer or withhold.
@@ -113,6 +132,14 @@ impl ModelInfo {
     /// # Errors
     /// The reason, for [`crate::error::ChainError::MissingSignal`].
     pub fn offers(&self, signal: &Signal) -> Result<(), String> {
+        self.offers_to(signal, &signal.encoder_layer().into_iter().collect())
+    }
+
+    /// As [`ModelInfo::offers`], to a chain that reads `layers` of the tower.
+    ///
+    /// # Errors
+    /// The reason, which may name the layers.
+    pub fn offers_to(&self, signal: &Signal, layers: &BTreeSet<usize>) -> Result<(), String> {
         let kind = match signal {
             Signal::ClsAttention { layer } if !self.encoder.cls => {
                 let ways = [
@@ -137,8 +164,10 @@ impl ModelInfo {
             Signal::EncoderFeatures => SignalKind::EncoderFeatures,
             _ => return Ok(()),
         };
-        if let Some((_, reason)) = self.encoder.withheld.iter().find(|(k, _)| *k == kind) {
-            return Err(reason.clone());
+        let given = |w: &Withheld| signal.encoder_layer().is_some_and(|l| w.except.contains(&l));
+        if let Some(withheld) = self.encoder.withheld.iter().find(|w| w.kind == kind && !given(w)) {
+            let layers: Vec<String> = layers.iter().map(ToString::to_string).collect();
+            return Err(withheld.reason.replace("{layers}", &layers.join(" ")));
         }
         if let Some(layer) = signal.encoder_layer()
             && !self.encoder.full_attention_layers.contains(&layer)
@@ -431,7 +460,7 @@ pub trait Family: Send + Sync + fmt::Debug {
     fn positions(&self, prompt: &Prompt, pixels: &[&Pixels]) -> Result<Positions, RunError>;
 
     /// Projects tower rows, one visual token a row: only for families whose
-    /// [`EncoderInfo::one_to_one`] is true. `[k, width] -> [k, hidden]`
+    /// [`ModelInfo::one_to_one`] is true. `[k, width] -> [k, hidden]`
     ///
     /// # Errors
     /// If the family is not one-to-one.
@@ -458,12 +487,8 @@ pub struct LayerSequence<'a> {
     pub mask: Mask,
     /// Attention rows to report.
     pub scores: &'a [ScoreRequest],
-    /// What they were, one vector a request (filled by the layer).
-    pub score_out: Vec<Vec<f32>>,
-    /// Whether transitions are asked for.
-    pub wants_transitions: bool,
-    /// Transitions of attention and MLP, one entry a row (filled by the layer if asked).
-    pub transitions: Option<(Vec<Transition>, Vec<Transition>)>,
+    /// What they were, one tensor a request (filled by the layer).
+    pub score_out: Vec<Tensor>,
     /// Unrotated keys of these rows from [`Decoder::probe`], so that they are projected once.
     pub keys: Option<Tensor>,
 }
@@ -473,18 +498,22 @@ pub struct LayerSequence<'a> {
 pub struct LayerPass<'a> {
     /// Position ids of every row of `x`.
     pub positions: &'a [Position],
-    /// Rotation table of those positions: made by the first layer that finds none, kept until
-    /// positions change.
-    pub rope: &'a mut Option<RopeTable>,
+    /// Rotations of those positions, one an entry of [`Decoder::frequencies`].
+    pub rotations: &'a [Rotation],
     /// The sequences, in the order of their rows.
     pub sequences: Vec<LayerSequence<'a>>,
+    /// Whether transitions are asked for.
+    pub wants_transitions: bool,
+    /// [`crate::ops::Transition`]s of attention and MLP, `[rows, 3]` each (filled by the layer if
+    /// asked).
+    pub transitions: Option<[Tensor; 2]>,
 }
 
 /// Attention rows of a layer that has not run.
 #[derive(Debug)]
 pub struct Probe {
-    /// Mean over heads and over the asked rows: `[rows of the sequence]`.
-    pub scores: Vec<f32>,
+    /// Mean over heads and over the asked rows: `[1, rows of the sequence]`.
+    pub scores: Tensor,
     /// Unrotated keys of the sequence, `[rows, kv_heads * head_dim]`.
     pub keys: Tensor,
 }
@@ -493,6 +522,9 @@ pub struct Probe {
 pub trait Decoder: Send + Sync + fmt::Debug {
     /// What it is.
     fn info(&self) -> &DecoderInfo;
+
+    /// Frequencies of its kinds of layers; the loop makes a rotation of each when positions change.
+    fn frequencies(&self) -> &[Frequencies];
 
     /// Embeds token ids (with the family's scaling).
     ///
@@ -508,7 +540,7 @@ pub trait Decoder: Send + Sync + fmt::Debug {
     -> Result<(), RunError>;
 
     /// Attention rows that layer `layer` would show for the sequence in `x` (its rows alone),
-    /// mean over heads and over `queries` (rows of `x`).
+    /// mean over heads and over `queries` (rows of `x`). `rotations` are those of its rows.
     ///
     /// # Errors
     /// The device's.
@@ -517,6 +549,7 @@ pub trait Decoder: Send + Sync + fmt::Debug {
         layer: usize,
         x: &Tensor,
         positions: &[Position],
+        rotations: &[Rotation],
         queries: &[u32],
     ) -> Result<Probe, RunError>;
 

@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 
 use toml::{Table, Value};
 
-use crate::chain::inline_text;
 use crate::error::ChainError;
 use crate::prune::{Budget, PositionPolicy};
 
@@ -243,6 +242,26 @@ impl<'a> Params<'a> {
             expected: format!("one of the parameters {known}"),
             found: "unknown".into(),
         })
+    }
+}
+
+/// A value as the inline form of a chain writes it.
+pub(crate) fn inline_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Integer(i) => i.to_string(),
+        // `{:?}` keeps the point, so that the value reads back as a float.
+        Value::Float(x) => format!("{x:?}"),
+        Value::Boolean(b) => b.to_string(),
+        Value::Datetime(d) => d.to_string(),
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(inline_text).collect::<Vec<_>>().join(";"))
+        }
+        Value::Table(table) => {
+            let items: Vec<String> =
+                table.iter().map(|(k, v)| format!("{k}={}", inline_text(v))).collect();
+            format!("{{{}}}", items.join(";"))
+        }
     }
 }
 

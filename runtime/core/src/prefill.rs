@@ -3,21 +3,25 @@
 //! Invariants
 //! - A layer is run once for all sequences of the batch; between layers each sequence's own stages
 //!   cut its own rows.
-//! - Keys that a probe projected are not projected again by the layer.
+//! - Keys that a probe projected are not projected again by the layer, and rotations of rows that
+//!   stay where they are are not computed again.
 //! - A layer's cache holds the rows that ran through it, with the positions they had there.
-//! - Signals are recorded only for the layers and rows that a chain asked for.
+//! - Signals are recorded only for the layers and rows that a chain asked for. They stay where they
+//!   were computed until someone reads them: one download before a cut, and one at the end.
 
-use std::time::Instant;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
-use crate::assemble::{cut_rows, host_rows};
+use crate::assemble::cut_rows;
 use crate::batch::{Sequence, choose, report};
-use crate::cache::{LayerCache, Position};
+use crate::cache::{LayerCache, Origin, Position};
 use crate::chain::ResolvedStage;
 use crate::error::RunError;
 use crate::model::{Control, Family, LayerPass, LayerSequence};
-use crate::ops::{Mask, Ops, Queries, RopeTable, ScoreRequest};
+use crate::ops::{Mask, Ops, Queries, Rotation, RowSum, ScoreRequest};
 use crate::prune::{PositionPolicy, Selection, Site};
-use crate::signal::{LayerTransitions, Rows, Signal};
+use crate::reports::{Report, Reports};
+use crate::signal::{Rows, Signal};
 use crate::tensor::Tensor;
 use crate::trace::Trace;
 
@@ -45,8 +49,8 @@ pub fn prefill(
         if let Some(trace) = trace.as_deref_mut() {
             batch.trace_layer(layer, trace)?;
         }
-        batch.refuse_non_finite(layer)?;
     }
+    batch.collect()?;
     batch.last_rows()
 }
 
@@ -56,9 +60,12 @@ struct Batch<'a> {
     ops: &'a dyn Ops,
     sequences: Vec<&'a mut Sequence>,
     x: Tensor,
-    rope: Option<RopeTable>,
+    /// Of the rows of `x`, one a kind of layer; empty while positions have changed.
+    rotations: Vec<Rotation>,
     /// Unrotated keys from a probe of the layer about to run, one a sequence.
     keys: Vec<Option<Tensor>>,
+    /// What layers reported and nobody has read.
+    reports: Reports,
 }
 
 impl<'a> Batch<'a> {
@@ -69,21 +76,31 @@ impl<'a> Batch<'a> {
     ) -> Result<Self, RunError> {
         let sequences: Vec<&mut Sequence> = sequences.iter_mut().filter(|s| s.is_alive()).collect();
         let rows = sequences.iter().map(|s| s.rows.len()).sum();
-        let mut x = ops.upload(
-            rows,
-            family.info().decoder.hidden,
-            &vec![0.0; rows * family.info().decoder.hidden],
-        )?;
+        let mut x = ops.zeros(rows, family.info().decoder.hidden)?;
         let mut first = 0;
         for sequence in &sequences {
             ops.write_rows(&mut x, first, &sequence.embeddings);
             first += sequence.rows.len();
         }
         let keys = sequences.iter().map(|_| None).collect();
-        Ok(Self { family, ops, sequences, x, rope: None, keys })
+        let reports = Reports::default();
+        Ok(Self { family, ops, sequences, x, rotations: Vec::new(), keys, reports })
     }
 
-    fn ranges(&self) -> Vec<std::ops::Range<usize>> {
+    fn positions(&self) -> Vec<Position> {
+        self.sequences.iter().flat_map(|s| s.positions.iter().copied()).collect()
+    }
+
+    /// Makes the rotations of the rows as they stand, unless they are there.
+    fn rotate(&mut self) {
+        if self.rotations.is_empty() {
+            let positions = self.positions();
+            let frequencies = self.family.decoder().frequencies().iter();
+            self.rotations = frequencies.map(|f| self.ops.rotation(f, &positions)).collect();
+        }
+    }
+
+    fn ranges(&self) -> Vec<Range<usize>> {
         let mut first = 0;
         self.sequences
             .iter()
@@ -98,15 +115,28 @@ impl<'a> Batch<'a> {
     /// Runs the stages before `layer`.
     fn cut(&mut self, layer: usize) -> Result<(), RunError> {
         self.keys.iter_mut().for_each(|k| *k = None);
+        let site = Site::Decoder(layer);
+        if self.sequences.iter().all(|s| s.chain.at(site).next().is_none()) {
+            return Ok(());
+        }
+        let mut probing = Vec::new();
+        for (i, range) in self.ranges().into_iter().enumerate() {
+            let start = Instant::now();
+            self.probe(i, layer, &range)?;
+            probing.push(start.elapsed());
+        }
+        let stayed = self.collect()?;
+        let mut probing = probing.into_iter().zip(stayed).filter(|p| p.1).map(|p| p.0);
         let ranges = self.ranges();
         // For each sequence its new rows within its own range; `None` if nothing changes.
         let mut outcomes: Vec<Option<Cutting>> = Vec::new();
-        for (i, range) in ranges.iter().enumerate() {
+        for i in 0..ranges.len() {
             let chain = self.sequences[i].chain.clone();
             let mut outcome = None;
-            for stage in chain.at(Site::Decoder(layer)) {
+            let mut before = probing.next().unwrap_or_default();
+            for stage in chain.at(site) {
                 let start = Instant::now();
-                match self.stage(i, layer, range, stage) {
+                match self.stage(i, stage, std::mem::take(&mut before)) {
                     Ok(cutting) => outcome = Some(cutting),
                     Err(error) => self.sequences[i].failed = Some(error),
                 }
@@ -116,44 +146,81 @@ impl<'a> Batch<'a> {
         }
         let unchanged = outcomes.iter().all(|o| o.as_ref().is_none_or(Cutting::is_identity))
             && self.sequences.iter().all(|s| s.is_alive());
-        if unchanged {
-            for (i, outcome) in outcomes.into_iter().enumerate() {
-                self.keys[i] = outcome.and_then(|o| o.keys);
-            }
-            return Ok(());
+        if !unchanged {
+            self.gather(&ranges, outcomes);
         }
-        self.gather(&ranges, outcomes);
         Ok(())
     }
 
+    /// Attention rows of the layer about to run, where a stage of sequence `i` reads them.
+    fn probe(&mut self, i: usize, layer: usize, range: &Range<usize>) -> Result<(), RunError> {
+        let chain = self.sequences[i].chain.clone();
+        let reads = chain.at(Site::Decoder(layer)).flat_map(|stage| &stage.plan.reads);
+        let probes: Vec<(Signal, Rows)> = reads
+            .filter_map(|s| match *s {
+                Signal::Probe { rows, .. } => Some((*s, rows)),
+                _ => None,
+            })
+            .collect();
+        if probes.is_empty() {
+            return Ok(());
+        }
+        self.rotate();
+        let (mut own, own_rotations): (_, Vec<Rotation>);
+        let (x, rotations) = if self.sequences.len() == 1 {
+            (&self.x, &self.rotations)
+        } else {
+            let index: Vec<u32> = (range.start as u32..range.end as u32).collect();
+            own = Tensor::default();
+            self.ops.gather_rows(&self.x, &index, &mut own);
+            let rows = |r| self.ops.rotation_rows(r, &index);
+            own_rotations = self.rotations.iter().map(rows).collect();
+            (&own, &own_rotations)
+        };
+        for (signal, rows) in probes {
+            let sequence = &*self.sequences[i];
+            let queries = sequence.query_rows(rows);
+            let decoder = self.family.decoder();
+            let probe = decoder.probe(layer, x, &sequence.positions, rotations, &queries)?;
+            self.reports.push(Report::Scores { sequence: i, layer, signal, row: probe.scores });
+            self.keys[i] = Some(probe.keys);
+        }
+        Ok(())
+    }
+
+    /// Hands every report that is open to the sequence it belongs to, and takes those out whose
+    /// values are no numbers. Says which of the sequences stayed.
+    fn collect(&mut self) -> Result<Vec<bool>, RunError> {
+        self.reports.hand_out(self.ops, &mut self.sequences)?;
+        let stayed: Vec<bool> = self.sequences.iter().map(|s| s.is_alive()).collect();
+        if stayed.contains(&false) {
+            let ranges = self.ranges();
+            let outcomes = ranges.iter().map(|_| None).collect();
+            self.gather(&ranges, outcomes);
+        }
+        Ok(stayed)
+    }
+
     /// Lets one stage choose and updates its sequence; the tensor follows in [`Batch::gather`].
+    /// `probing` is the time that its probes took.
     fn stage(
         &mut self,
         i: usize,
-        layer: usize,
-        range: &std::ops::Range<usize>,
         stage: &ResolvedStage,
+        probing: Duration,
     ) -> Result<Cutting, RunError> {
         let start = Instant::now();
-        let keys = self.read_probes(i, layer, range, stage)?;
-        let info = self.family.info();
         let sequence = &mut *self.sequences[i];
+        let old_rows = sequence.rows.len();
         sequence.signals.visual_rows =
             sequence.visual.iter().map(|&v| sequence.rows[v as usize]).collect();
         let memory = &mut sequence.memories[stage.entry];
         let floor = sequence.chain.floor;
-        let selection = choose(
-            stage,
-            &sequence.tokens,
-            sequence.entered,
-            &sequence.signals,
-            info,
-            memory,
-            floor,
-        )?;
+        let selection =
+            choose(stage, &sequence.tokens, sequence.entered, &sequence.signals, memory, floor)?;
         let before = std::mem::take(&mut sequence.tokens);
         let after = before.compose(&selection);
-        let rows = kept_rows(sequence.rows.len(), &sequence.visual, &selection);
+        let rows = kept_rows(old_rows, &sequence.visual, &selection);
         let merges = selection
             .merges
             .iter()
@@ -164,57 +231,20 @@ impl<'a> Batch<'a> {
             })
             .collect();
         sequence.apply(self.ops, &rows, &selection, &after);
-        let renumber = stage.plan.positions == PositionPolicy::Renumber && !info.decoder.mrope;
-        if renumber && !selection.is_identity(before.len()) {
+        let renumber = stage.plan.positions == PositionPolicy::Renumber;
+        let renumbered = renumber && !selection.is_identity(before.len());
+        if renumbered {
             sequence.renumber();
         }
-        sequence.stages.push(report(stage, &before, &after, &selection, start.elapsed()));
+        sequence.prune_time += probing;
+        let time = start.elapsed() + probing;
+        sequence.stages.push(report(stage, &before, &after, &selection, time));
         sequence.tokens = after;
-        Ok(Cutting { rows, merges, old_rows: range.len(), keys })
-    }
-
-    /// Attention rows of the layer about to run, where the stage reads them.
-    fn read_probes(
-        &mut self,
-        i: usize,
-        layer: usize,
-        range: &std::ops::Range<usize>,
-        stage: &ResolvedStage,
-    ) -> Result<Option<Tensor>, RunError> {
-        let probes: Vec<(Signal, Rows)> = stage
-            .plan
-            .reads
-            .iter()
-            .filter_map(|s| match *s {
-                Signal::Probe { rows, .. } => Some((*s, rows)),
-                _ => None,
-            })
-            .collect();
-        if probes.is_empty() {
-            return Ok(None);
-        }
-        let index: Vec<u32> = (range.start as u32..range.end as u32).collect();
-        let mut own = Tensor::zeros(0, 0);
-        let x = if self.sequences.len() == 1 {
-            &self.x
-        } else {
-            self.ops.gather_rows(&self.x, &index, &mut own);
-            &own
-        };
-        let mut keys = None;
-        for (signal, rows) in probes {
-            let sequence = &mut *self.sequences[i];
-            let queries = sequence.query_rows(rows);
-            let probe = self.family.decoder().probe(layer, x, &sequence.positions, &queries)?;
-            let values = sequence.visual.iter().map(|&v| probe.scores[v as usize]).collect();
-            sequence.signals.vectors.insert(signal, values);
-            keys = Some(probe.keys);
-        }
-        Ok(keys)
+        Ok(Cutting { rows, merges, old_rows, renumbered })
     }
 
     /// Brings the tensor (and probed keys) in line with what the sequences kept.
-    fn gather(&mut self, ranges: &[std::ops::Range<usize>], mut outcomes: Vec<Option<Cutting>>) {
+    fn gather(&mut self, ranges: &[Range<usize>], outcomes: Vec<Option<Cutting>>) {
         let mut index: Vec<u32> = Vec::new();
         let mut merged: Vec<(u32, Tensor)> = Vec::new();
         for (i, range) in ranges.iter().enumerate() {
@@ -230,8 +260,8 @@ impl<'a> Batch<'a> {
                             .iter()
                             .map(|&(t, w): &(u32, f32)| (t + range.start as u32, w))
                             .collect();
-                        let mut row = Tensor::zeros(0, 0);
-                        self.ops.sum_rows(&self.x, &[crate::ops::RowSum { terms }], &mut row);
+                        let mut row = Tensor::default();
+                        self.ops.sum_rows(&self.x, &[RowSum { terms }], &mut row);
                         let at = cutting.rows.partition_point(|r| r < target) as u32;
                         merged.push((first + at, row));
                     }
@@ -239,26 +269,34 @@ impl<'a> Batch<'a> {
                 }
             }
         }
-        let mut x = Tensor::zeros(0, 0);
+        let mut x = Tensor::default();
         self.ops.gather_rows(&self.x, &index, &mut x);
         for (at, row) in merged {
             self.ops.write_rows(&mut x, at as usize, &row);
         }
         self.x = x;
-        self.rope = None;
-        let mut keys = Vec::new();
-        let mut alive = Vec::new();
-        for (i, sequence) in std::mem::take(&mut self.sequences).into_iter().enumerate() {
+        if outcomes.iter().flatten().any(|cutting| cutting.renumbered) {
+            self.rotations.clear();
+        }
+        for rotation in &mut self.rotations {
+            *rotation = self.ops.rotation_rows(rotation, &index);
+        }
+        let (mut keys, mut alive) = (Vec::new(), Vec::new());
+        let before = std::mem::take(&mut self.sequences).into_iter();
+        let probed = std::mem::take(&mut self.keys);
+        for ((sequence, probed), outcome) in before.zip(probed).zip(outcomes) {
             if !sequence.is_alive() {
                 continue;
             }
-            keys.push(outcomes[i].take().and_then(|cutting| {
+            keys.push(match outcome {
+                None => probed,
                 // A merged row has keys of its own: they are projected by the layer.
-                let probed = cutting.keys.filter(|_| cutting.merges.is_empty())?;
-                let mut kept = Tensor::zeros(0, 0);
-                self.ops.gather_rows(&probed, &cutting.rows, &mut kept);
-                Some(kept)
-            }));
+                Some(cutting) => probed.filter(|_| cutting.merges.is_empty()).map(|probed| {
+                    let mut kept = Tensor::default();
+                    self.ops.gather_rows(&probed, &cutting.rows, &mut kept);
+                    kept
+                }),
+            });
             alive.push(sequence);
         }
         self.keys = keys;
@@ -271,8 +309,8 @@ impl<'a> Batch<'a> {
         let dtype = self.ops.precision().dtype();
         let requests: Vec<Requests> =
             self.sequences.iter().map(|s| Requests::of(s, layer)).collect();
-        let positions: Vec<Position> =
-            self.sequences.iter().flat_map(|s| s.positions.iter().copied()).collect();
+        let positions = self.positions();
+        self.rotate();
         for sequence in &mut self.sequences {
             let capacity = sequence.rows.len() + sequence.room;
             sequence.cache.layers.push(LayerCache::new(
@@ -283,10 +321,15 @@ impl<'a> Batch<'a> {
             ));
             sequence.next_position.push(sequence.next);
         }
+        let origins: Vec<Vec<Origin>> = self.sequences.iter().map(|s| s.origins()).collect();
         let mask = if info.prefix_lm { Mask::Full } else { Mask::Causal };
-        let mut keys = std::mem::take(&mut self.keys);
-        let mut pass =
-            LayerPass { positions: &positions, rope: &mut self.rope, sequences: Vec::new() };
+        let mut pass = LayerPass {
+            positions: &positions,
+            rotations: &self.rotations,
+            sequences: Vec::new(),
+            wants_transitions: requests.iter().any(|r| r.transitions),
+            transitions: None,
+        };
         for (i, sequence) in self.sequences.iter_mut().enumerate() {
             pass.sequences.push(LayerSequence {
                 rows: ranges[i].clone(),
@@ -294,71 +337,51 @@ impl<'a> Batch<'a> {
                 mask,
                 scores: &requests[i].scores,
                 score_out: Vec::new(),
-                wants_transitions: requests[i].transitions,
-                transitions: None,
-                keys: keys[i].take(),
+                keys: self.keys[i].take(),
             });
         }
         self.family.decoder().layer(layer, &mut self.x, &mut pass)?;
-        let results: Vec<_> =
-            pass.sequences.into_iter().map(|s| (s.score_out, s.transitions)).collect();
-        self.keys = keys;
-        for (i, (scores, transitions)) in results.into_iter().enumerate() {
-            let sequence = &mut *self.sequences[i];
-            requests[i].record(sequence, layer, scores);
-            if let Some((attention, mlp)) = transitions {
-                let entry = LayerTransitions { attention, mlp, tokens: sequence.rows.clone() };
-                sequence.signals.transitions.insert(layer, entry);
+        for (sequence, origins) in pass.sequences.iter_mut().zip(origins) {
+            sequence.cache.origins.extend(origins);
+        }
+        let transitions = pass.transitions;
+        let scores: Vec<Vec<Tensor>> = pass.sequences.into_iter().map(|s| s.score_out).collect();
+        for (i, rows) in scores.into_iter().enumerate() {
+            for (&signal, row) in requests[i].signals.iter().zip(rows) {
+                self.reports.push(Report::Scores { sequence: i, layer, signal, row });
             }
+            let sequence = &*self.sequences[i];
+            let places = || -> Vec<u32> {
+                sequence.visual.iter().map(|&v| v + ranges[i].start as u32).collect()
+            };
             if let Some(level) = sequence.levels.get(layer) {
-                let places: Vec<u32> =
-                    sequence.visual.iter().map(|&v| v + ranges[i].start as u32).collect();
-                self.ops.add_rows(&mut self.x, &places, level);
+                self.ops.add_rows(&mut self.x, &places(), level);
             }
             if requests[i].hidden {
-                let places: Vec<u32> =
-                    sequence.visual.iter().map(|&v| v + ranges[i].start as u32).collect();
-                let mut rows = Tensor::zeros(0, 0);
-                self.ops.gather_rows(&self.x, &places, &mut rows);
-                sequence
-                    .signals
-                    .hidden
-                    .insert(Signal::Hidden { layer }, host_rows(self.ops, &rows)?);
+                let mut rows = Tensor::default();
+                self.ops.gather_rows(&self.x, &places(), &mut rows);
+                self.reports.push(Report::Hidden { sequence: i, layer, rows });
             }
         }
+        if let Some(modules) = transitions {
+            let takers = requests.iter().zip(&ranges).enumerate();
+            let takers = takers.filter(|(_, (r, _))| r.transitions);
+            let takers = takers.map(|(i, (_, range))| (i, range.clone())).collect();
+            self.reports.push(Report::Transitions { layer, modules, takers });
+        }
+        self.reports.push(Report::Last { layer, rows: self.last_hidden() });
         Ok(())
     }
 
-    fn last_indices(&self) -> Vec<u32> {
-        self.ranges().iter().map(|r| (r.end - 1) as u32).collect()
-    }
-
     fn last_hidden(&self) -> Tensor {
-        let mut rows = Tensor::zeros(0, 0);
-        self.ops.gather_rows(&self.x, &self.last_indices(), &mut rows);
+        let index: Vec<u32> = self.ranges().iter().map(|r| (r.end - 1) as u32).collect();
+        let mut rows = Tensor::default();
+        self.ops.gather_rows(&self.x, &index, &mut rows);
         rows
     }
 
     fn last_rows(&self) -> Result<Tensor, RunError> {
         self.family.decoder().final_hidden(&self.last_hidden())
-    }
-
-    /// NaN in a weight shows in the last row of the layer that holds it.
-    fn refuse_non_finite(&mut self, layer: usize) -> Result<(), RunError> {
-        let last = self.last_hidden();
-        let values = self.ops.download(&last)?;
-        for (sequence, row) in self.sequences.iter_mut().zip(values.chunks(last.cols().max(1))) {
-            if !row.iter().all(|v| v.is_finite()) {
-                let signal = "hidden state of the last prompt token".to_owned();
-                sequence.failed = Some(RunError::NonFinite { signal, layer });
-            }
-        }
-        if self.sequences.iter().any(|s| !s.is_alive()) {
-            let ranges = self.ranges();
-            let outcomes = ranges.iter().map(|_| None).collect();
-            self.gather(&ranges, outcomes);
-        }
-        Ok(())
     }
 
     fn trace_layer(&self, layer: usize, trace: &mut dyn Trace) -> Result<(), RunError> {
@@ -386,7 +409,8 @@ struct Cutting {
     /// Target row and the rows it becomes a sum of.
     merges: Vec<(u32, Vec<(u32, f32)>)>,
     old_rows: usize,
-    keys: Option<Tensor>,
+    /// Whether positions count anew.
+    renumbered: bool,
 }
 
 impl Cutting {
@@ -408,6 +432,15 @@ fn kept_rows(rows: usize, visual: &[u32], selection: &Selection) -> Vec<u32> {
 }
 
 impl Sequence {
+    /// What each of its rows stands for.
+    fn origins(&self) -> Vec<Origin> {
+        let mut origins = vec![Origin::Text; self.rows.len()];
+        for (&row, token) in self.visual.iter().zip(&self.tokens.tokens) {
+            origins[row as usize] = Origin::Visual(token.index);
+        }
+        origins
+    }
+
     /// Rows of the current sequence that `rows` names.
     fn query_rows(&self, rows: Rows) -> Vec<u32> {
         let last = self.rows.len() as u32 - 1;
@@ -495,40 +528,5 @@ impl Requests {
             requests.signals.push(Signal::GeneratedRows { layer: observed });
         }
         requests
-    }
-
-    fn record(&self, sequence: &mut Sequence, layer: usize, scores: Vec<Vec<f32>>) {
-        for (signal, values) in self.signals.iter().zip(scores) {
-            if let Signal::GeneratedRows { .. } = signal {
-                let places: Vec<(u32, u32)> = sequence
-                    .visual
-                    .iter()
-                    .zip(&sequence.tokens.tokens)
-                    .map(|(&v, t)| (v, t.index))
-                    .collect();
-                sequence.observed.push((layer, vec![0.0; sequence.indices], 0));
-                sequence.observed_rows.push((layer, places));
-                sequence.add_generated_row(layer, &values);
-            } else {
-                let aligned = sequence.visual.iter().map(|&v| values[v as usize]).collect();
-                sequence.signals.vectors.insert(*signal, aligned);
-            }
-        }
-    }
-}
-
-impl Sequence {
-    /// Adds one attention row of a generated token, `[keys]`, by original index.
-    pub(crate) fn add_generated_row(&mut self, layer: usize, row: &[f32]) {
-        let Some((_, places)) = self.observed_rows.iter().find(|(l, _)| *l == layer) else {
-            return;
-        };
-        let Some((_, sums, count)) = self.observed.iter_mut().find(|(l, _, _)| *l == layer) else {
-            return;
-        };
-        for &(cached, index) in places {
-            sums[index as usize] += row[cached as usize];
-        }
-        *count += 1;
     }
 }

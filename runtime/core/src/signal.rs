@@ -178,6 +178,59 @@ pub struct PatchSource {
     pub patches: Vec<(u32, u32, f32)>,
 }
 
+impl PatchSource {
+    /// The token's share of patch scores, `[patches]` a crop: the weighted sum over its patches.
+    ///
+    /// # Errors
+    /// Crop and patch that have no score.
+    pub fn score(&self, scores: &[Vec<f32>]) -> Result<f32, (u32, u32)> {
+        let value = |crop: u32, patch: u32| {
+            let score = scores.get(crop as usize).and_then(|c| c.get(patch as usize));
+            score.copied().ok_or((crop, patch))
+        };
+        match self.patches.as_slice() {
+            [(crop, patch, weight)] if *weight == 1.0 => value(*crop, *patch),
+            patches => patches.iter().map(|&(c, p, w)| Ok(value(c, p)? * w)).sum(),
+        }
+    }
+}
+
+/// In which order a tower numbers the patches of a crop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchOrder {
+    /// Row by row.
+    Raster,
+    /// Square by square of that many patches a side, row by row within each (merging towers).
+    Squares(usize),
+}
+
+impl PatchOrder {
+    /// What the token sources show: a token made of four or more patches in direct succession
+    /// (which no rectangle of a raster is) comes from a tower that numbers square by square.
+    pub fn of(sources: &[PatchSource]) -> Self {
+        let is_run = |s: &&PatchSource| {
+            s.patches.len() >= 4 && s.patches.windows(2).all(|w| w[1].1 == w[0].1 + 1)
+        };
+        match sources.iter().find(is_run) {
+            Some(source) => PatchOrder::Squares(source.patches.len().isqrt()),
+            None => PatchOrder::Raster,
+        }
+    }
+
+    /// Row and column of a patch in a crop that is `cols` patches wide.
+    pub fn place(self, patch: usize, cols: usize) -> (usize, usize) {
+        match self {
+            PatchOrder::Raster => (patch / cols.max(1), patch % cols.max(1)),
+            PatchOrder::Squares(side) => {
+                let (square, within) = (patch / (side * side), patch % (side * side));
+                let across = (cols / side).max(1);
+                let (row, col) = (square / across, square % across);
+                (row * side + within / side, col * side + within % side)
+            }
+        }
+    }
+}
+
 /// Transitions of one decoder layer: `[tokens alive in that layer]` each.
 #[derive(Clone, Debug, Default)]
 pub struct LayerTransitions {
@@ -227,21 +280,23 @@ impl Signals {
     pub fn crop_matrix(&self, crop: usize, signal: &Signal) -> Option<ArrayView2<'_, f32>> {
         Some(self.crops.get(crop)?.matrices.get(signal)?.view())
     }
+}
 
-    /// Carries patch scores (`[patches]` a crop) to the dense visual tokens through tiling,
-    /// stitching, pooling and merging; structural tokens get `structural`.
-    pub fn patches_to_tokens(&self, scores: &[Vec<f32>], structural: f32) -> Vec<f32> {
-        self.sources
-            .iter()
-            .map(|source| match source.patches.as_slice() {
-                [] => structural,
-                [(crop, patch, weight)] if *weight == 1.0 => {
-                    scores[*crop as usize][*patch as usize]
-                }
-                patches => {
-                    patches.iter().map(|&(c, p, w)| scores[c as usize][p as usize] * w).sum()
-                }
-            })
-            .collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merged_patches_are_found_where_they_lie() {
+        let source = |patches: &[u32]| PatchSource {
+            patches: patches.iter().map(|&p| (0, p, 0.25)).collect(),
+        };
+        let squares = PatchOrder::of(&[source(&[0, 1, 2, 3]), source(&[4, 5, 6, 7])]);
+        assert_eq!(squares, PatchOrder::Squares(2));
+        assert_eq!(squares.place(5, 4), (0, 3));
+        assert_eq!(squares.place(10, 4), (3, 0));
+        let raster = PatchOrder::of(&[source(&[0, 1, 4, 5])]);
+        assert_eq!(raster, PatchOrder::Raster);
+        assert_eq!(raster.place(5, 4), (1, 1));
     }
 }

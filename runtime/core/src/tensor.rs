@@ -96,6 +96,11 @@ impl Tensor {
         tensor
     }
 
+    /// A host tensor of rows of `cols` values each.
+    pub(crate) fn from_rows(cols: usize, data: &[f32]) -> Self {
+        Self::from_slice(data.len() / cols.max(1), cols, data)
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

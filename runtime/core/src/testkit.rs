@@ -3,7 +3,7 @@
 //! ```
 //! use secateur_core::error::{ChainError, RunError};
 //! use secateur_core::model::ModelInfo;
-//! use secateur_core::prune::{Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan};
+//! use secateur_core::prune::{Cut, Memory, Plan, Pruner, Selection, Site, StagePlan};
 //! use secateur_core::testkit;
 //!
 //! /// Keeps every second token.
@@ -12,14 +12,7 @@
 //!
 //! impl Pruner for EverySecond {
 //!     fn plan(&self, _model: &ModelInfo) -> Result<Plan, ChainError> {
-//!         let stage = StagePlan {
-//!             site: Site::Input,
-//!             reads: Vec::new(),
-//!             positions: PositionPolicy::Keep,
-//!             budget: "half".into(),
-//!             drop: None,
-//!         };
-//!         Ok(Plan { stages: vec![stage], ..Plan::default() })
+//!         Ok(StagePlan::at(Site::Input).budget("half").into())
 //!     }
 //!
 //!     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
@@ -38,7 +31,7 @@ mod scene;
 use crate::clip::Grid;
 use crate::error::{ChainError, RunError};
 use crate::model::{DecoderInfo, EncoderInfo, ModelInfo};
-use crate::prune::{Cut, Memory, Pruner, Selection, Site, StagePlan};
+use crate::prune::{Cut, Memory, Observation, Pruner, Selection, Site, StagePlan};
 use crate::signal::Signal;
 use crate::tokens::{TokenKind, TokenMap, VisualToken};
 use scene::{Scene, poison};
@@ -61,7 +54,6 @@ pub fn small_model() -> ModelInfo {
             width: 16,
             cls: true,
             full_attention_layers: (0..4).collect(),
-            one_to_one: true,
             withheld: Vec::new(),
         },
         decoder: DecoderInfo {
@@ -76,6 +68,7 @@ pub fn small_model() -> ModelInfo {
             mrope: false,
             prefix_lm: false,
         },
+        one_to_one: true,
         visual_tokens: 36,
     }
 }
@@ -189,26 +182,24 @@ fn run_poisoned(
     let plan = pruner.plan(model)?;
     let mut scene = Scene::new(tokens);
     let mut steps = Vec::new();
-    for (stage, StagePlan { site, reads, .. }) in plan.stages.iter().enumerate() {
+    for (stage, plan) in plan.stages.iter().enumerate() {
+        let StagePlan { site, reads, .. } = plan;
         scene.enter(*site);
         let mut signals = scene.signals(reads, fill, model);
         if let Some((_, signal)) = poisoned.filter(|(at, _)| *at == stage) {
             poison(&signal, &mut signals);
         }
+        let name = format!("{pruner:?}");
         let cut = Cut {
+            pruner: &name,
             stage,
-            site: *site,
+            plan,
             tokens: &scene.tokens,
             entered: scene.entered,
             signals: &signals,
-            model,
         };
         let selection = pruner.select(&cut, memory)?;
-        let broken = |reason| RunError::Selection {
-            pruner: format!("{pruner:?}"),
-            site: site.to_string(),
-            reason,
-        };
+        let broken = |reason: String| cut.refuse(reason);
         selection.check(&scene.tokens, *site).map_err(broken)?;
         if let Some(scores) = &selection.scores
             && scores.len() != scene.tokens.len()
@@ -221,7 +212,8 @@ fn run_poisoned(
         steps.push(Step { site: *site, tokens: before, selection });
     }
     let signals = scene.signals(&plan.observes, fill, model);
-    pruner.observe(&signals, scene.entered, memory);
+    let seen = Observation { reads: &plan.observes, signals: &signals, entered: scene.entered };
+    pruner.observe(&seen, memory);
     Ok(steps)
 }
 
@@ -361,7 +353,7 @@ pub fn check_budgets(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prune::{Plan, PositionPolicy, check_finite};
+    use crate::prune::{Plan, check_finite};
     use crate::signal::Rows;
 
     /// Keeps the first half; each fault breaks one rule.
@@ -376,14 +368,7 @@ mod tests {
 
     impl Pruner for Half {
         fn plan(&self, _model: &ModelInfo) -> Result<Plan, ChainError> {
-            let stage = StagePlan {
-                site: Site::Decoder(2),
-                reads: vec![READS],
-                positions: PositionPolicy::Keep,
-                budget: "half".into(),
-                drop: None,
-            };
-            Ok(Plan { stages: vec![stage], ..Plan::default() })
+            Ok(StagePlan::at(Site::Decoder(2)).reads([READS]).budget("half").into())
         }
 
         fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {

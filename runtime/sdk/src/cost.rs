@@ -22,7 +22,7 @@
 use secateur_core::chain::ResolvedChain;
 use secateur_core::ops::Precision;
 use secateur_core::prune::Site;
-use secateur_models::blocks::decoder::DecoderConfig;
+use secateur_models::blocks::config::DecoderConfig;
 
 /// Cost of a prompt in the decoder.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]

@@ -154,7 +154,7 @@ impl Sizes {
         let decoder = rows * 4 * (6 * hidden + 2 * heads + 3 * self.intermediate as u64)
             + requests * d.vocab as u64 * 8;
         // Families that merge put four patches or more into a token.
-        let patches = visual as u64 * if e.one_to_one { 1 } else { 4 };
+        let patches = visual as u64 * if info.one_to_one { 1 } else { 4 };
         let tower = patches * e.width as u64 * 4 * 14;
         MemoryForecast {
             weights: self.elements(info) * self.width,

@@ -6,10 +6,11 @@
 //!   UTF-8 character.
 //! - The first token comes from the prompt's last row; `decode` time counts from there.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use secateur_core::batch::Sequence;
-use secateur_core::decode::{FinishReason, Sampler, decode_step};
+use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampler, decode_step};
 use secateur_core::error::RunError;
 use secateur_core::model::Control;
 use secateur_core::tensor::Tensor;
@@ -23,6 +24,7 @@ pub(crate) struct Generation {
     pub sequence: Sequence,
     pub control: Control,
     sampler: Sampler,
+    allowed: Option<Arc<dyn AllowedTokens>>,
     stream: Option<DecodeStream>,
     pub ids: Vec<u32>,
     /// Logits that chose each token, if they are asked for.
@@ -44,6 +46,7 @@ impl Generation {
         Self {
             control: request.control.clone(),
             sampler: Sampler::new(request.sampling.clone(), &sequence.prompt_ids),
+            allowed: request.allowed.clone(),
             stream: Some(model.text.tokenizer.stream(true)),
             ids: Vec::new(),
             logits: request.detail.then(Vec::new),
@@ -65,7 +68,8 @@ impl Generation {
 
     /// Chooses the next token from logits `[vocab]` and decides whether it is the last.
     pub(crate) fn accept(&mut self, model: &Model, logits: &[f32]) {
-        let id = match self.sampler.next(logits) {
+        let allowed = self.allowed.as_ref().map_or(Allowed::All, |rule| rule.after(&self.ids));
+        let id = match self.sampler.next_of(logits, &allowed) {
             Ok(id) => id,
             Err(error) => {
                 self.failed = Some(error);
@@ -166,7 +170,7 @@ pub(crate) fn step(model: &Model, generations: &mut [&mut Generation]) -> Result
     let mut width = 0;
     model.ops.scope(&mut || {
         outcome = (|| {
-            let hidden = decode_step(&*model.family, &mut sequences, &tokens, &steps)?;
+            let hidden = decode_step(&*model.family, &*model.ops, &mut sequences, &tokens, &steps)?;
             let logits = model.family.decoder().logits(&hidden)?;
             width = logits.cols();
             model.ops.download(&logits)

@@ -46,7 +46,7 @@ pub use request::Request;
 pub use secateur_core::batch::StageReport;
 pub use secateur_core::chain::{Chain, ChainSpec, Params, Registry, ResolvedChain};
 pub use secateur_core::clip::{Clip, Frame, Grid, Rect, VideoInfo};
-pub use secateur_core::decode::{FinishReason, Sampling};
+pub use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampling};
 pub use secateur_core::error::{ChainError, ConfigError, InputError, RunError, WeightsError};
 pub use secateur_core::memory::{OutOfMemory, refuse_above};
 pub use secateur_core::model::{

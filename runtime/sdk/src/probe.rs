@@ -28,7 +28,7 @@ impl Vlm {
         guarded(|| {
             let mut session = self.session();
             let chain = session.plan(request)?;
-            let memories = session.take_memories();
+            let memories = session.memories(&chain);
             let prepared = self.prepare(request, chain, memories)?;
             let (sequence, account) = self.encode(prepared, &request.control, None)?;
             let mut generations = [Generation::new(&self.model, request, sequence)];

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ndarray::ArrayView3;
 use secateur_core::clip::{Clip, Frame, VideoInfo};
-use secateur_core::decode::Sampling;
+use secateur_core::decode::{AllowedTokens, Sampling};
 use secateur_core::error::InputError;
 use secateur_core::model::{CancelToken, Control, Pixels};
 use secateur_encoders::image;
@@ -31,6 +31,7 @@ pub struct Request {
     pub(crate) prepared: Option<PreparedClips>,
     pub(crate) chain: Option<ChainSource>,
     pub(crate) sampling: Sampling,
+    pub(crate) allowed: Option<Arc<dyn AllowedTokens>>,
     pub(crate) max_tokens: usize,
     pub(crate) stop: Vec<String>,
     pub(crate) ignore_eos: bool,
@@ -60,6 +61,7 @@ impl Request {
             prepared: None,
             chain: None,
             sampling: Sampling::default(),
+            allowed: None,
             max_tokens: 128,
             stop: Vec::new(),
             ignore_eos: false,
@@ -232,6 +234,13 @@ impl Request {
     #[must_use]
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = tokens;
+        self
+    }
+
+    /// Lets a rule say before every token which may come: location tokens, a grammar, a schema.
+    #[must_use]
+    pub fn allowed_tokens(mut self, rule: Arc<dyn AllowedTokens>) -> Self {
+        self.allowed = Some(rule);
         self
     }
 

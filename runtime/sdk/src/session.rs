@@ -1,12 +1,14 @@
 //! A session: one stream of requests, answered one after another.
 //!
 //! For pruners that carry state from step to step (robots, video streams) a session is an
-//! episode; [`Session::reset`] starts a new one.
+//! episode; [`Session::reset`] starts a new one. A step counts when its answer has ended: one that
+//! failed, missed its deadline, was refused or was dropped half-way leaves the episode as it was, and
+//! so does a step with another chain for the pruners that are not in it.
 
 use std::sync::Arc;
 
 use secateur_core::chain::ResolvedChain;
-use secateur_core::prune::Memory;
+use secateur_core::prune::{Episode, Memory};
 
 use crate::answer::Answer;
 use crate::chains::ChainSource;
@@ -22,12 +24,12 @@ pub struct Session {
     vlm: Vlm,
     chain: ChainSource,
     resolved: Option<Arc<ResolvedChain>>,
-    memories: Vec<Memory>,
+    episode: Episode,
 }
 
 impl Session {
     pub(crate) fn new(vlm: Vlm) -> Self {
-        Self { vlm, chain: ChainSource::default(), resolved: None, memories: Vec::new() }
+        Self { vlm, chain: ChainSource::default(), resolved: None, episode: Episode::default() }
     }
 
     /// Sets the chain of requests that bring none: as [`Request::chain`].
@@ -39,15 +41,15 @@ impl Session {
 
     /// Begins a new episode: what pruners carried is dropped.
     pub fn reset(&mut self) {
-        self.memories.iter_mut().for_each(Memory::reset);
+        self.episode.reset();
     }
 
-    /// What the pruners of the current chain carry, one an entry.
-    pub(crate) fn take_memories(&mut self) -> Vec<Memory> {
-        std::mem::take(&mut self.memories)
+    /// What the pruners of a chain carry, one an entry: for one step to work on.
+    pub(crate) fn memories(&self, chain: &ResolvedChain) -> Vec<Memory> {
+        self.episode.begin(chain)
     }
 
-    /// Plans the chain and makes its memories, keeping those of the same chain.
+    /// Plans the chain of a request.
     ///
     /// # Errors
     /// As [`Vlm::resolve`].
@@ -57,7 +59,6 @@ impl Session {
             return Ok(resolved.clone());
         }
         let resolved = self.vlm.resolve(&spec)?;
-        self.memories = (0..resolved.entries).map(|_| Memory::default()).collect();
         self.resolved = Some(resolved.clone());
         Ok(resolved)
     }
@@ -68,8 +69,7 @@ impl Session {
     /// Everything that can be wrong with the request.
     pub fn ask(&mut self, request: Request) -> Result<Stream<'_>, Error> {
         let chain = self.plan(&request)?;
-        let memories = std::mem::take(&mut self.memories);
-        let entries = chain.entries;
+        let memories = self.memories(&chain);
         let vlm = self.vlm.clone();
         let result = guarded(|| {
             let prepared = vlm.prepare(&request, chain, memories)?;
@@ -81,31 +81,24 @@ impl Session {
             let account = accounts.pop().expect("one was put in");
             Ok((generation, account))
         });
-        let failed = match result {
-            Ok((mut generation, account)) => match generation.failed.take() {
-                None => return Ok(Stream { session: self, generation, account, done: false }),
-                Some(error) => {
-                    self.memories = std::mem::take(&mut generation.sequence.memories);
-                    error.into()
-                }
-            },
-            Err(error) => error,
-        };
-        // A step that failed leaves no trace in the episode, but its memories are gone with it.
-        if self.memories.len() != entries {
-            self.memories = (0..entries).map(|_| Memory::default()).collect();
+        let (mut generation, account) = result?;
+        match generation.failed.take() {
+            None => {
+                Ok(Stream { session: self, generation, account, done: false, committed: false })
+            }
+            Some(error) => Err(error.into()),
         }
-        Err(failed)
     }
 }
 
-/// An answer in the making: an iterator of text pieces. Dropping it cancels. `Send`: a thread may
-/// make it and another read it.
+/// An answer in the making: an iterator of text pieces. Dropping it before its end cancels. `Send`: a
+/// thread may make it and another read it.
 pub struct Stream<'a> {
     session: &'a mut Session,
     generation: Generation,
     account: Account,
     done: bool,
+    committed: bool,
 }
 
 impl std::fmt::Debug for Stream<'_> {
@@ -141,10 +134,25 @@ impl Iterator for Stream<'_> {
 }
 
 impl Stream<'_> {
-    /// Says once why a generation failed.
+    /// The step has ended well: what its pruners carry becomes the episode's.
+    fn commit(&mut self) {
+        if self.generation.finish.is_none() || self.generation.failed.is_some() || self.committed {
+            return;
+        }
+        self.committed = true;
+        let sequence = &mut self.generation.sequence;
+        sequence.observe();
+        let memories = std::mem::take(&mut sequence.memories);
+        self.session.episode.commit(&sequence.chain, memories);
+    }
+
+    /// Commits the step, or says once why it failed.
     fn end(&mut self) -> Option<Result<String, Error>> {
         self.done = true;
+        self.commit();
         let error = self.generation.failed.take()?;
+        // What failed stays uncommitted, though its error is handed out.
+        self.committed = true;
         Some(Err(match Error::from(error) {
             Error::Cancelled { reason, .. } => {
                 let answer = finish(&self.session.vlm.model, &mut self.generation, &self.account);
@@ -162,13 +170,12 @@ impl Stream<'_> {
         for piece in self.by_ref() {
             piece?;
         }
-        self.generation.sequence.observe();
         Ok(finish(&self.session.vlm.model, &mut self.generation, &self.account))
     }
 }
 
 impl Drop for Stream<'_> {
     fn drop(&mut self) {
-        self.session.memories = std::mem::take(&mut self.generation.sequence.memories);
+        self.commit();
     }
 }

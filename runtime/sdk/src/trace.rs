@@ -5,9 +5,11 @@ use std::path::Path;
 
 use safetensors::tensor::{Dtype, TensorView};
 use secateur_core::assemble::patch_sources;
+use secateur_core::error::RunError;
 use secateur_core::model::Control;
-use secateur_core::signal::{Signal, Signals};
+use secateur_core::signal::Signal;
 use secateur_core::trace::Trace;
+use secateur_models::registry::ProcessorOutputs;
 
 use crate::error::Error;
 use crate::generate::{Generation, step};
@@ -123,7 +125,7 @@ impl Vlm {
         let model = &*self.model;
         let mut session = self.session();
         let chain = session.plan(request)?;
-        let mut memories = session.take_memories();
+        let mut memories = session.memories(&chain);
         for (entry, history) in histories {
             if let (Some(stage), Some(memory)) =
                 (chain.stages.iter().find(|s| s.entry == *entry), memories.get_mut(*entry))
@@ -135,7 +137,7 @@ impl Vlm {
         let prepared = self.prepare(request, chain.clone(), memories)?;
         let ids = prepared.prompt.ids.clone();
         tensors.indices("input_ids", &ids);
-        processor_outputs(&mut tensors, &model.info.family, &prepared);
+        processor_outputs(&mut tensors, model.entry.outputs, &prepared);
         let next = prepared.positions.next;
         let last = prepared.positions.prompt.iter().flatten().copied().max().unwrap_or(0);
         tensors.ints("rope_delta", &[1], &[i64::from(last) + 1 - ids.len() as i64]);
@@ -191,28 +193,26 @@ impl Vlm {
             .iter()
             .map(|crop| crop.vectors.get(&signal).map(|v| v.to_vec()).unwrap_or_default())
             .collect();
-        let signals = Signals { sources, ..Signals::default() };
-        let received = signals.patches_to_tokens(&scores, 0.0);
+        let received: Vec<f32> = sources
+            .iter()
+            .map(|s| if s.patches.is_empty() { Ok(0.0) } else { s.score(&scores) })
+            .collect::<Result<_, _>>()
+            .map_err(|(crop, patch)| {
+                RunError::Shape(format!("patch {patch} of crop {crop} has no score"))
+            })?;
         tensors.floats("encoder.received", &[received.len()], &received);
         Ok(())
     }
 }
 
-/// Families whose reference processor puts the crops of a picture on an axis of their own.
-const CROPS_STACKED: &[&str] = &["llava_next", "llava_onevision", "smolvlm", "idefics3"];
-
 /// What the reference's processor returns beside the ids, pictures of a request together.
-fn processor_outputs(tensors: &mut Tensors, family: &str, prepared: &Prepared) {
+fn processor_outputs(tensors: &mut Tensors, layout: ProcessorOutputs, prepared: &Prepared) {
     let mut values: BTreeMap<&str, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
     let mut outputs: BTreeMap<&str, (Vec<usize>, Vec<i64>)> = BTreeMap::new();
     for pixels in prepared.pixels.iter() {
-        let name = if pixels.video && family != "internvl" && family != "smolvlm" {
-            "pixel_values_videos"
-        } else {
-            "pixel_values"
-        };
+        let name = if pixels.video { layout.video_values } else { "pixel_values" };
         let mut shape = pixels.shape.clone();
-        if CROPS_STACKED.contains(&family) {
+        if layout.crops_stacked {
             shape.insert(0, 1);
         }
         match values.get_mut(name) {

@@ -84,6 +84,7 @@ pub struct VlmBuilder {
     source: ModelSource,
     precision: Precision,
     threads: Option<usize>,
+    ops: Option<Arc<dyn Ops>>,
     options: ProcessorOptions,
     load: ModelOptions,
     adapter: Option<PathBuf>,
@@ -98,6 +99,7 @@ impl Vlm {
             source: source.into(),
             precision: Precision::Bf16,
             threads: None,
+            ops: None,
             options: ProcessorOptions::default(),
             load: ModelOptions::default(),
             adapter: None,
@@ -248,6 +250,19 @@ impl VlmBuilder {
         self
     }
 
+    /// The operation set that runs everything: a device, or a set of the caller. The CPU's, of
+    /// [`VlmBuilder::precision`] and [`VlmBuilder::threads`], unless set; a given one has its own.
+    #[must_use]
+    pub fn ops(mut self, ops: Arc<dyn Ops>) -> Self {
+        self.ops = Some(ops);
+        self
+    }
+
+    fn operation_set(&self) -> Arc<dyn Ops> {
+        let on_cpu = || Arc::new(CpuOps::new(self.precision, self.threads)) as Arc<dyn Ops>;
+        self.ops.clone().unwrap_or_else(on_cpu)
+    }
+
     /// How pictures are resized.
     #[must_use]
     pub fn image_options(mut self, options: ProcessorOptions) -> Self {
@@ -302,7 +317,7 @@ impl VlmBuilder {
         let path = path.into();
         self.encoder(move |parts| {
             let ops = Arc::clone(parts.ops);
-            Ok(secateur_encoders::onnx::load(&path, parts.spec, &options, ops)?)
+            Ok(secateur_encoders::onnx::load(&path, parts.spec, parts.weights, &options, ops)?)
         })
     }
 
@@ -316,7 +331,7 @@ impl VlmBuilder {
 
     fn read(self) -> Result<Vlm, Error> {
         let (files, weights) = self.source.open()?;
-        let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
+        let ops = self.operation_set();
         // The configuration is checked before any weight is read.
         secateur_models::registry::describe(&files, self.load)?;
         let adapter = match &self.adapter {
@@ -380,8 +395,8 @@ impl VlmBuilder {
     /// An unknown shape.
     pub fn open_random(self, shape: &str, seed: u64) -> Result<Vlm, Error> {
         let files = shape_files(shape)?;
-        let ops: Arc<dyn Ops> = Arc::new(CpuOps::new(self.precision, self.threads));
-        let weights = Weights::random(seed, self.precision.dtype());
+        let ops = self.operation_set();
+        let weights = Weights::random(seed, ops.precision().dtype());
         guarded(|| self.assemble(&files, weights, ops))
     }
 

@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn noise_that_does_not_depend_on_the_place_does_not_move_the_rate() {
-        let mut lot = crate::eval::Lot(5);
+        let mut lot = secateur_core::random::SplitMix64::new(5);
         let mut noisy = curve(576, |t| (1.3 * t).exp());
         for point in &mut noisy {
             point.1 *= 1.0 + 0.05 * lot.normal();

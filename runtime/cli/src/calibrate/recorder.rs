@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use secateur::prune::{Cut, Memory, Plan, PositionPolicy, Pruner, Selection, Site, StagePlan};
+use secateur::prune::{Cut, Memory, Plan, Pruner, Selection, Site, StagePlan};
 use secateur::signal::{Rows, Signal};
 use secateur::{ChainError, ModelInfo, RunError, TokenKind, TokenMap};
 
@@ -112,14 +112,8 @@ impl Pruner for Recorder {
                 last: model.decoder.layers.saturating_sub(1),
             });
         }
-        let stage = StagePlan {
-            site: Site::Decoder(self.layer),
-            reads: vec![self.reads.signal(self.layer)],
-            positions: PositionPolicy::Keep,
-            budget: "all".into(),
-            drop: None,
-        };
-        Ok(Plan { stages: vec![stage], ..Plan::default() })
+        let stage = StagePlan::at(Site::Decoder(self.layer));
+        Ok(stage.reads([self.reads.signal(self.layer)]).budget("all").into())
     }
 
     fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {

@@ -176,7 +176,7 @@ pub(crate) fn stats(report: &Report, device: &str) -> String {
         for stage in &report.stages {
             rows.push(vec![
                 stage.pruner.clone(),
-                stage.site.clone(),
+                stage.site.to_string(),
                 stage.before.to_string(),
                 stage.kept.to_string(),
                 format!("{:.2}", stage.ms),

@@ -294,11 +294,7 @@ fn segments(report: &Report, layers: usize) -> Vec<(usize, usize)> {
     let mut cuts = vec![(0, report.entered_tokens)];
     let mut tokens = report.entered_tokens;
     for stage in &report.stages {
-        let layer = stage
-            .site
-            .strip_prefix("decoder(")
-            .and_then(|rest| rest.strip_suffix(')')?.parse::<usize>().ok());
-        if let Some(layer) = layer {
+        if let Some(layer) = stage.site.layer() {
             tokens = (tokens + stage.kept).saturating_sub(stage.before);
             cuts.push((layer, tokens));
         }
@@ -426,7 +422,7 @@ mod tests {
             entry: 0,
             drop: None,
             pruner: "p".into(),
-            site: site.into(),
+            site: site.parse().unwrap(),
             before,
             kept,
             ms: 0.0,

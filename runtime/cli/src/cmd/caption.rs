@@ -420,7 +420,11 @@ impl Worker<'_> {
                 visual_kept: report
                     .stages
                     .iter()
-                    .map(|s| Kept { site: s.site.clone(), stage: s.pruner.clone(), kept: s.kept })
+                    .map(|s| Kept {
+                        site: s.site.to_string(),
+                        stage: s.pruner.clone(),
+                        kept: s.kept,
+                    })
                     .collect(),
                 prompt: report.prompt_tokens - report.visual_in,
                 output: report.output_tokens,

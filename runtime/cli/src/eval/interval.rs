@@ -9,6 +9,8 @@
 
 use std::collections::BTreeMap;
 
+use secateur_core::random::SplitMix64;
+
 /// Name of the method, for tables.
 pub(crate) const METHOD: &str = "95 %, percentile bootstrap over pictures (2,000 resamples; Wilson where all values are equal; \
      all that is possible where there is one picture)";
@@ -65,7 +67,7 @@ pub(crate) fn estimate(values: &[(usize, f64)]) -> Option<Estimate> {
         entry.1 += 1;
     }
     let pictures: Vec<(f64, usize)> = pictures.into_values().collect();
-    let mut lot = Lot(0x5EED);
+    let mut lot = SplitMix64::new(0x5EED);
     let mut means: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
             let (mut sum, mut count) = (0.0, 0);
@@ -110,36 +112,6 @@ pub(crate) fn wilson(hits: f64, n: f64) -> [f64; 2] {
     let center = (p + z2 / (2.0 * n)) / (1.0 + z2 / n);
     let half = Z / (1.0 + z2 / n) * (p * (1.0 - p) / n + z2 / (4.0 * n * n)).sqrt();
     [(center - half).max(0.0), (center + half).min(1.0)]
-}
-
-/// SplitMix64: random numbers that are the same everywhere.
-#[derive(Clone, Debug)]
-pub(crate) struct Lot(pub(crate) u64);
-
-impl Lot {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// In [0, 1).
-    pub(crate) fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Standard normal, by Box and Muller.
-    pub(crate) fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        radius * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    /// In `0..n`.
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        ((self.uniform() * n as f64) as usize).min(n.saturating_sub(1))
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use secateur::image::Limits;
-use secateur::prune::Site;
 use secateur::{Answer, Clip, Request, Vlm};
 use serde::{Deserialize, Serialize};
 
@@ -315,18 +314,12 @@ fn measured_mean(report: &secateur::Report, layers: usize) -> f64 {
     let mut entered = report.visual_in;
     let mut cuts = Vec::new();
     for stage in &report.stages {
-        match decoder_layer(&stage.site) {
+        match stage.site.layer() {
             Some(layer) => cuts.push((layer, stage.kept)),
             None => entered = stage.kept,
         }
     }
     mean_tokens(entered, &cuts, layers)
-}
-
-/// The layer of a site's name; `None` for sites before the decoder.
-fn decoder_layer(site: &str) -> Option<usize> {
-    debug_assert_eq!(Site::Decoder(3).to_string(), "decoder(3)");
-    site.strip_prefix("decoder(")?.strip_suffix(')')?.parse().ok()
 }
 
 #[cfg(test)]
@@ -343,12 +336,6 @@ mod tests {
             text: text.into(),
             truth: Truth::YesNo(true),
         }
-    }
-
-    #[test]
-    fn sites_are_read_back() {
-        assert_eq!(decoder_layer(&Site::Decoder(12).to_string()), Some(12));
-        assert_eq!(decoder_layer(&Site::Input.to_string()), None);
     }
 
     #[test]

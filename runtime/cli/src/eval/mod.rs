@@ -21,7 +21,7 @@ mod runs;
 mod score;
 mod tables;
 
-pub(crate) use interval::{Lot, difference};
+pub(crate) use interval::difference;
 pub(crate) use measure::{Job, Log, run};
 pub(crate) use questions::{Question, folder, load};
 pub(crate) use report::Report;

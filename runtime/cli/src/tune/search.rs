@@ -21,7 +21,7 @@
 //! - Proposals depend on dimension, seed, strategy and the values told so far, nothing else.
 //! - `ask` and `tell` alternate.
 
-use crate::eval::Lot;
+use secateur_core::random::SplitMix64;
 
 /// Quasi-random points before the local search, as in the released search of VFlowOpt.
 const INITIAL: usize = 27;
@@ -54,7 +54,7 @@ pub(crate) struct Search {
     strategy: Strategy,
     start: Vec<f64>,
     shift: Vec<f64>,
-    lot: Lot,
+    lot: SplitMix64,
     tried: Vec<Draw>,
     pending: Option<Vec<f64>>,
     local: Option<Local>,
@@ -77,7 +77,7 @@ struct Local {
 impl Search {
     /// A search from `start` in the unit cube.
     pub(crate) fn new(start: Vec<f64>, seed: u64, strategy: Strategy) -> Self {
-        let mut lot = Lot(seed);
+        let mut lot = SplitMix64::new(seed);
         let shift = start.iter().map(|_| lot.uniform()).collect();
         Self { strategy, start, shift, lot, tried: Vec::new(), pending: None, local: None }
     }

@@ -16,14 +16,17 @@
 
 pub mod cpu;
 pub mod reference;
+mod rotation;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::cache::LayerCache;
+use crate::cache::{LayerCache, Position};
 use crate::error::RunError;
 use crate::tensor::{DType, Device, Tensor};
-use crate::weights::WeightView;
+use crate::weights::{Matrix, WeightView};
+
+pub use rotation::{Frequencies, Rotation};
 
 /// Arithmetic of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -93,11 +96,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// A table from a tensor `[vocab, width]`.
-    ///
-    /// # Errors
-    /// [`RunError::Shape`] if it has another number of dimensions.
-    pub fn new(table: WeightView) -> Result<Self, RunError> {
+    fn new(table: WeightView) -> Result<Self, RunError> {
         match *table.shape() {
             [vocab, width] => Ok(Self { vocab, width, table }),
             _ => Err(RunError::Shape(format!(
@@ -109,18 +108,21 @@ impl Embedding {
     }
 }
 
-/// Which normalisation, with its parameters.
+/// A normalisation with its parameters, made by an operation set. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Norm {
-    /// RMS or layer norm.
-    pub kind: NormKind,
-    /// `[width]`, f32. For Gemma the file's `w` is stored as `1 + w`.
-    pub gain: Arc<[f32]>,
-    /// `[width]`, f32; layer norm only.
-    pub bias: Option<Arc<[f32]>>,
+    pub(crate) kind: NormKind,
+    /// `[width]`
+    pub(crate) gain: Arc<[f32]>,
+    /// `[width]`; layer norm only.
+    pub(crate) bias: Option<Arc<[f32]>>,
     /// Added to the mean square or to the variance.
-    pub eps: f32,
+    pub(crate) eps: f32,
 }
+
+/// A factor a column, made by an operation set. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Vector(pub(crate) Arc<[f32]>);
 
 /// The two normalisations of the field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,19 +145,6 @@ pub struct Heads<'a> {
     pub heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-}
-
-/// cos and sin of the rotation angles of each row: `[rows, head_dim / 2]`, f32.
-///
-/// The caller computes them from positions, so 1-D, 2-D and M-RoPE are one operation.
-#[derive(Clone, Debug, Default)]
-pub struct RopeTable {
-    /// `[rows, half]`
-    pub cos: Vec<f32>,
-    /// `[rows, half]`
-    pub sin: Vec<f32>,
-    /// `head_dim / 2`
-    pub half: usize,
 }
 
 /// Which keys a query sees, by order in the sequence.
@@ -196,6 +185,21 @@ pub enum Keys<'a> {
     },
 }
 
+impl Keys<'_> {
+    /// Number of keys.
+    pub fn len(&self) -> usize {
+        match self {
+            Keys::Cached(cache) => cache.len,
+            Keys::Rows { len, .. } => *len,
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// Queries whose attention rows are reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Queries {
@@ -210,7 +214,7 @@ pub enum Queries {
 pub struct ScoreRequest {
     /// The rows that are read.
     pub queries: Queries,
-    /// `true`: one vector `[keys]`, the mean over those rows. `false`: `[queries, keys]`.
+    /// `true`: one row `[1, keys]`, the mean over those rows. `false`: `[queries, keys]`.
     pub mean: bool,
 }
 
@@ -225,7 +229,7 @@ pub struct Segment<'a> {
     pub mask: Mask,
     /// Sliding window, if any.
     pub window: Option<Window<'a>>,
-    /// Scores to return from the same pass, in this order.
+    /// Scores to return beside the output, in this order.
     pub scores: &'a [ScoreRequest],
 }
 
@@ -246,8 +250,8 @@ pub type Transition = [f32; 3];
 pub struct TransitionTap<'a> {
     /// `a`: the normalised input of the module, `[rows, width]`.
     pub input: &'a Tensor,
-    /// One entry a row.
-    pub out: &'a mut Vec<Transition>,
+    /// A [`Transition`] a row: `[rows, 3]`.
+    pub out: &'a mut Tensor,
 }
 
 /// One output row as a weighted sum of input rows.
@@ -273,26 +277,42 @@ pub trait Ops: Send + Sync + std::fmt::Debug {
 
     /// Copies host values `[rows, cols]` to a tensor.
     fn upload(&self, rows: usize, cols: usize, data: &[f32]) -> Result<Tensor, RunError>;
+    /// A tensor `[rows, cols]` of zeros.
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor, RunError>;
     /// Copies a tensor's values to the host, row-major.
-    fn download(&self, x: &Tensor) -> Result<Vec<f32>, RunError>;
+    fn download(&self, x: &Tensor) -> Result<Vec<f32>, RunError> {
+        Ok(self.download_all(&[x])?.pop().unwrap_or_default())
+    }
+    /// Copies several tensors to the host at once: one wait for all that was enqueued before.
+    fn download_all(&self, tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>, RunError>;
 
     /// Packs matrices `[out_i, in]` that share their input as one layer: outputs are concatenated.
-    /// `biases` is empty or has one entry a matrix.
     ///
     /// # Errors
     /// If shapes disagree.
-    fn pack_linear(
-        &self,
-        weights: &[&WeightView],
-        biases: &[Option<&WeightView>],
-    ) -> Result<Linear, RunError>;
+    fn pack_linear(&self, parts: &[Matrix]) -> Result<Linear, RunError>;
     /// Packs two matrices `[f, in]` for [`Ops::gated_linear`].
-    fn pack_gated(
-        &self,
-        gate: &WeightView,
-        up: &WeightView,
-        biases: [Option<&WeightView>; 2],
-    ) -> Result<Linear, RunError>;
+    ///
+    /// # Errors
+    /// If shapes disagree.
+    fn pack_gated(&self, gate: &Matrix, up: &Matrix) -> Result<Linear, RunError>;
+
+    /// A table from a tensor `[vocab, width]`.
+    ///
+    /// # Errors
+    /// [`RunError::Shape`] if it has another number of dimensions.
+    fn pack_embedding(&self, table: WeightView) -> Result<Embedding, RunError> {
+        Embedding::new(table)
+    }
+    /// A norm of `gain` and, for layer norm, `bias`, `[width]` each; `eps` is added to the mean
+    /// square or to the variance. For Gemma the file's `w` is given as `1 + w`.
+    fn pack_norm(&self, kind: NormKind, gain: Vec<f32>, bias: Option<Vec<f32>>, eps: f32) -> Norm {
+        Norm { kind, gain: gain.into(), bias: bias.map(Into::into), eps }
+    }
+    /// Factors, `[width]`.
+    fn pack_vector(&self, values: Vec<f32>) -> Vector {
+        Vector(values.into())
+    }
 
     /// `out = act(x Wᵀ + b)`; `x: [n, inputs]`, `out: [n, outputs]`.
     fn linear(&self, w: &Linear, x: &Tensor, act: Activation, out: &mut Tensor);
@@ -324,15 +344,23 @@ pub trait Ops: Send + Sync + std::fmt::Debug {
         &self,
         x: &mut Tensor,
         delta: &Tensor,
-        scale: Option<&[f32]>,
+        scale: Option<&Vector>,
         tap: Option<TransitionTap<'_>>,
     );
     /// Normalises each head of the columns `offset .. offset + heads * gain.len()` on its own.
     fn head_norm(&self, norm: &Norm, x: &mut Tensor, offset: usize, heads: usize);
 
+    /// The rotation of rows at `positions`.
+    fn rotation(&self, frequencies: &Frequencies, positions: &[Position]) -> Rotation {
+        Rotation::on_host(frequencies, positions)
+    }
+    /// The rotation of rows `index` of those that `rotation` has.
+    fn rotation_rows(&self, rotation: &Rotation, index: &[u32]) -> Rotation {
+        rotation.gathered(index)
+    }
     /// Rotates heads in place, half-split form: with `(u, w)` the two halves of a head,
-    /// `u' = u cos - w sin`, `w' = w cos + u sin`. Row `r` uses row `r` of the table.
-    fn rope(&self, table: &RopeTable, x: &mut Tensor, offset: usize, heads: usize);
+    /// `u' = u cos - w sin`, `w' = w cos + u sin`. Row `r` uses row `r` of the rotation.
+    fn rope(&self, rotation: &Rotation, x: &mut Tensor, offset: usize, heads: usize);
 
     /// Appends rows `rows` of `keys` and `values` to a cache (positions are the caller's).
     fn cache_append(
@@ -344,16 +372,16 @@ pub trait Ops: Send + Sync + std::fmt::Debug {
     );
     /// Attention of all segments; `out: [q rows, heads * head_dim]`. Query head `h` reads KV head
     /// `h / (heads / kv_heads)`. A query that sees no key, and a row in no segment, gives zeros.
-    /// Returns per segment one vector a request (see [`ScoreRequest`]).
+    /// Returns per segment one tensor a request (see [`ScoreRequest`]).
     fn attention(
         &self,
         params: AttentionParams,
         q: Heads<'_>,
         segments: &[Segment<'_>],
         out: &mut Tensor,
-    ) -> Vec<Vec<Vec<f32>>>;
+    ) -> Vec<Vec<Tensor>>;
     /// Post-softmax attention rows without an output, the mean over heads: row `i` of `q` sees the
-    /// first `visible[i]` rows of `keys`. `mean`: one vector `[keys]`, else `[queries, keys]`.
+    /// first `visible[i]` rows of `keys`. `mean`: `[1, keys]`, else `[queries, keys]`.
     /// For stages that read a layer before it has run.
     fn score_rows(
         &self,
@@ -362,7 +390,7 @@ pub trait Ops: Send + Sync + std::fmt::Debug {
         visible: &[u32],
         keys: Heads<'_>,
         mean: bool,
-    ) -> Vec<f32>;
+    ) -> Tensor;
 
     /// `out[i] = x[index[i]]`
     fn gather_rows(&self, x: &Tensor, index: &[u32], out: &mut Tensor);

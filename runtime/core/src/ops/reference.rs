@@ -17,13 +17,13 @@ use half::bf16;
 
 use super::{
     Activation, AttentionParams, Embedding, Heads, Keys, Linear, Mask, Norm, NormKind, Ops,
-    PackedLinear, Precision, Queries, RopeTable, RowSum, ScoreRequest, Segment, TransitionTap,
-    Window,
+    PackedLinear, Precision, Queries, Rotation, RowSum, ScoreRequest, Segment, TransitionTap,
+    Vector, Window,
 };
 use crate::cache::{CacheValues, LayerCache};
 use crate::error::RunError;
 use crate::tensor::{Device, Tensor};
-use crate::weights::WeightView;
+use crate::weights::{Matrix, WeightView};
 
 /// A linear layer as it stands in the checkpoint: `[outputs, inputs]`, row-major.
 #[derive(Debug)]
@@ -90,24 +90,13 @@ impl ReferenceOps {
 ///
 /// # Errors
 /// If a shape is not `[out, in]` with one `in`, or a bias does not fit its matrix.
-pub(super) fn check_matrices(
-    weights: &[&WeightView],
-    biases: &[Option<&WeightView>],
-) -> Result<(usize, usize), RunError> {
-    let Some(first) = weights.first() else {
+pub(super) fn check_matrices(parts: &[Matrix]) -> Result<(usize, usize), RunError> {
+    let Some(first) = parts.first() else {
         return Err(RunError::Shape("a linear layer needs at least one matrix".into()));
     };
-    if !(biases.is_empty() || biases.len() == weights.len()) {
-        return Err(RunError::Shape(format!(
-            "`{}`: {} matrices with {} biases",
-            first.name(),
-            weights.len(),
-            biases.len()
-        )));
-    }
     let mut outputs = 0;
-    let inputs = first.shape().last().copied().unwrap_or(0);
-    for w in weights {
+    let inputs = first.weight.shape().last().copied().unwrap_or(0);
+    for Matrix { weight: w, .. } in parts {
         match *w.shape() {
             [out, input] if input == inputs => outputs += out,
             _ => {
@@ -119,8 +108,8 @@ pub(super) fn check_matrices(
             }
         }
     }
-    for (w, b) in weights.iter().zip(biases) {
-        if let Some(b) = b
+    for Matrix { weight: w, bias } in parts {
+        if let Some(b) = bias
             && b.len() != w.shape()[0]
         {
             return Err(RunError::Shape(format!(
@@ -153,15 +142,15 @@ pub(super) fn check_gated(gate: &WeightView, up: &WeightView) -> Result<(), RunE
 }
 
 /// The biases of concatenated matrices, zero where a matrix has none; empty if none has one.
-pub(super) fn join_biases(weights: &[&WeightView], biases: &[Option<&WeightView>]) -> Vec<f32> {
-    if biases.iter().all(Option::is_none) {
+pub(super) fn join_biases(parts: &[Matrix]) -> Vec<f32> {
+    if parts.iter().all(|m| m.bias.is_none()) {
         return Vec::new();
     }
     let mut out = Vec::new();
-    for (w, b) in weights.iter().zip(biases) {
-        match b {
+    for Matrix { weight, bias } in parts {
+        match bias {
             Some(b) => out.extend(b.to_f32()),
-            None => out.resize(out.len() + w.shape()[0], 0.0),
+            None => out.resize(out.len() + weight.shape()[0], 0.0),
         }
     }
     out
@@ -240,10 +229,10 @@ fn transitions(delta: &Tensor, tap: TransitionTap<'_>) {
     let sum = |a: &[f32], b: &[f32]| -> f32 {
         a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>() as f32
     };
-    tap.out.clear();
+    tap.out.resize(delta.rows(), 3);
     for r in 0..delta.rows() {
         let (a, b) = (tap.input.row(r), delta.row(r));
-        tap.out.push([sum(a, a), sum(b, b), sum(a, b)]);
+        tap.out.row_mut(r).copy_from_slice(&[sum(a, a), sum(b, b), sum(a, b)]);
     }
 }
 
@@ -346,30 +335,26 @@ impl Ops for ReferenceOps {
         Ok(Tensor::from_slice(rows, cols, data))
     }
 
-    fn download(&self, x: &Tensor) -> Result<Vec<f32>, RunError> {
-        Ok(x.host().to_vec())
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor, RunError> {
+        Ok(Tensor::zeros(rows, cols))
     }
 
-    fn pack_linear(
-        &self,
-        weights: &[&WeightView],
-        biases: &[Option<&WeightView>],
-    ) -> Result<Linear, RunError> {
-        let (inputs, outputs) = check_matrices(weights, biases)?;
-        let weight = weights.iter().flat_map(|w| w.to_f32()).map(|x| self.factor(x)).collect();
-        let bias = join_biases(weights, biases);
+    fn download_all(&self, tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>, RunError> {
+        Ok(tensors.iter().map(|x| x.host().to_vec()).collect())
+    }
+
+    fn pack_linear(&self, parts: &[Matrix]) -> Result<Linear, RunError> {
+        let (inputs, outputs) = check_matrices(parts)?;
+        let weights = parts.iter().flat_map(|m| m.weight.to_f32());
+        let weight = weights.map(|x| self.factor(x)).collect();
+        let bias = join_biases(parts);
         let packed = PackedLinear::Reference(Arc::new(DenseLinear { weight, bias }));
         Ok(Linear { inputs, outputs, packed })
     }
 
-    fn pack_gated(
-        &self,
-        gate: &WeightView,
-        up: &WeightView,
-        biases: [Option<&WeightView>; 2],
-    ) -> Result<Linear, RunError> {
-        check_gated(gate, up)?;
-        self.pack_linear(&[gate, up], &biases)
+    fn pack_gated(&self, gate: &Matrix, up: &Matrix) -> Result<Linear, RunError> {
+        check_gated(&gate.weight, &up.weight)?;
+        self.pack_linear(&[gate.clone(), up.clone()])
     }
 
     fn linear(&self, w: &Linear, x: &Tensor, act: Activation, out: &mut Tensor) {
@@ -443,14 +428,14 @@ impl Ops for ReferenceOps {
         &self,
         x: &mut Tensor,
         delta: &Tensor,
-        scale: Option<&[f32]>,
+        scale: Option<&Vector>,
         tap: Option<TransitionTap<'_>>,
     ) {
         assert_eq!((x.rows(), x.cols()), (delta.rows(), delta.cols()), "add: shapes");
         for r in 0..x.rows() {
             for (c, v) in x.row_mut(r).iter_mut().enumerate() {
                 let d = delta.row(r)[c];
-                *v += scale.map_or(d, |s| s[c] * d);
+                *v += scale.map_or(d, |s| s.0[c] * d);
             }
         }
         if let Some(tap) = tap {
@@ -468,7 +453,7 @@ impl Ops for ReferenceOps {
         }
     }
 
-    fn rope(&self, table: &RopeTable, x: &mut Tensor, offset: usize, heads: usize) {
+    fn rope(&self, table: &Rotation, x: &mut Tensor, offset: usize, heads: usize) {
         let half = table.half;
         for r in 0..x.rows() {
             let (cos, sin) = (&table.cos[r * half..][..half], &table.sin[r * half..][..half]);
@@ -513,7 +498,7 @@ impl Ops for ReferenceOps {
         q: Heads<'_>,
         segments: &[Segment<'_>],
         out: &mut Tensor,
-    ) -> Vec<Vec<Vec<f32>>> {
+    ) -> Vec<Vec<Tensor>> {
         let e = q.head_dim;
         out.resize(q.tensor.rows(), q.heads * e);
         out.host_mut().fill(0.0);
@@ -545,7 +530,13 @@ impl Ops for ReferenceOps {
                     }
                 }
             }
-            reports.push(segment.scores.iter().map(|r| report(r, &probs, keys)).collect());
+            reports.push(
+                segment
+                    .scores
+                    .iter()
+                    .map(|r| Tensor::from_rows(keys, &report(r, &probs, keys)))
+                    .collect(),
+            );
         }
         reports
     }
@@ -557,7 +548,7 @@ impl Ops for ReferenceOps {
         visible: &[u32],
         keys: Heads<'_>,
         mean: bool,
-    ) -> Vec<f32> {
+    ) -> Tensor {
         let (n, len) = (q.tensor.rows(), keys.tensor.rows());
         let mut probs = vec![vec![0.0f32; len]; n];
         for h in 0..q.heads {
@@ -575,7 +566,7 @@ impl Ops for ReferenceOps {
                 }
             }
         }
-        report(&ScoreRequest { queries: Queries::All, mean }, &probs, len)
+        Tensor::from_rows(len, &report(&ScoreRequest { queries: Queries::All, mean }, &probs, len))
     }
 
     fn gather_rows(&self, x: &Tensor, index: &[u32], out: &mut Tensor) {

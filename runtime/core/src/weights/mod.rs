@@ -295,6 +295,21 @@ impl Weights {
         })
     }
 
+    /// The matrix `{name}.weight`, `[outputs, inputs]`, with `{name}.bias` if it is to have one.
+    ///
+    /// # Errors
+    /// As [`Weights::tensor`].
+    pub fn matrix(
+        &self,
+        name: &str,
+        [outputs, inputs]: [usize; 2],
+        bias: bool,
+    ) -> Result<Matrix, WeightsError> {
+        let weight = self.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
+        let bias = bias.then(|| self.tensor(&format!("{name}.bias"), &[outputs])).transpose()?;
+        Ok(Matrix { weight, bias })
+    }
+
     /// The tensor `name` if it is there, of exactly this shape.
     ///
     /// # Errors
@@ -316,6 +331,21 @@ impl Weights {
             Source::Files(tensors) => tensors.get(name).and_then(Entry::shape),
             Source::Random { .. } => None,
         }
+    }
+}
+
+/// A matrix of a checkpoint with all that belongs to it: what operation sets make layers of.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// `[outputs, inputs]`
+    pub weight: WeightView,
+    /// `[outputs]`
+    pub bias: Option<WeightView>,
+}
+
+impl From<WeightView> for Matrix {
+    fn from(weight: WeightView) -> Self {
+        Self { weight, bias: None }
     }
 }
 

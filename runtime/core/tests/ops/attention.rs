@@ -98,7 +98,7 @@ impl Case {
         let q = Heads { tensor: &q, offset: 3, heads, head_dim: e };
         let params = AttentionParams { scale: (e as f32).powf(-0.5), softcap: self.softcap };
         let mut out = values.tensor(2, 2, 100.0);
-        let scores = ops.attention(params, q, &segments, &mut out);
+        let scores = on_host(ops.attention(params, q, &segments, &mut out));
         assert_eq!((out.rows(), out.cols()), (queries, heads * e));
         (out.host().to_vec(), scores)
     }
@@ -137,6 +137,12 @@ fn requests() -> Vec<ScoreRequest> {
         ScoreRequest { queries: Queries::Listed(vec![0]), mean: true },
         ScoreRequest { queries: Queries::Listed(vec![0]), mean: false },
     ]
+}
+
+/// Reports as plain values.
+fn on_host(scores: Vec<Vec<Tensor>>) -> Vec<Vec<Vec<f32>>> {
+    let one = |segment: Vec<Tensor>| segment.iter().map(|s| s.host().to_vec()).collect();
+    scores.into_iter().map(one).collect()
 }
 
 #[test]
@@ -238,7 +244,7 @@ impl Case {
         let mut out = Tensor::zeros(0, 0);
         let params = AttentionParams { scale: 0.25, softcap: None };
         let q = Heads { tensor: &q, offset: 0, heads, head_dim: e };
-        let scores = ops.attention(params, q, &[segment], &mut out);
+        let scores = on_host(ops.attention(params, q, &[segment], &mut out));
         (out.host().to_vec(), scores)
     }
 }
@@ -299,7 +305,7 @@ fn rows_of_a_layer_about_to_run_need_no_output() {
                 let q = Heads { tensor: &q, offset: 0, heads: 2 * group, head_dim: 16 };
                 let k = Heads { tensor: &k, offset: 0, heads: 2, head_dim: 16 };
                 let params = AttentionParams { scale: 0.25, softcap: None };
-                ops.score_rows(params, q, &visible, k, mean)
+                ops.score_rows(params, q, &visible, k, mean).host().to_vec()
             };
             let want = run(&ReferenceOps::new(precision));
             for ops in variants(precision, 2) {

@@ -4,7 +4,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use secateur_core::ops::reference::ReferenceOps;
 use secateur_core::ops::{Activation, Ops, Precision};
 use secateur_core::tensor::Tensor;
-use secateur_core::weights::{BlockFormat, Format, WeightFile, WeightView};
+use secateur_core::weights::{BlockFormat, Format, Matrix, WeightFile, WeightView};
 
 use super::{Values, close, variants};
 
@@ -42,12 +42,14 @@ fn check(format: (GgmlDType, BlockFormat), rows: usize, shape: [usize; 2], gated
     let bias = WeightView::from_f32("b", &shape[..1], &values.vec(shape[0], 1.0));
     let x = values.tensor(rows, shape[1], 1.0);
     let run = |ops: &dyn Ops, w: &[WeightView; 2]| {
+        let mut parts = w.clone().map(Matrix::from);
+        parts[0].bias = Some(bias.clone());
         let mut out = Tensor::default();
         if gated {
-            let layer = ops.pack_gated(&w[0], &w[1], [Some(&bias), None]).expect("shapes agree");
+            let layer = ops.pack_gated(&parts[0], &parts[1]).expect("shapes agree");
             ops.gated_linear(&layer, &x, Activation::Silu, &mut out);
         } else {
-            let layer = ops.pack_linear(&[&w[0], &w[1]], &[Some(&bias), None]).expect("they agree");
+            let layer = ops.pack_linear(&parts).expect("they agree");
             ops.linear(&layer, &x, Activation::None, &mut out);
         }
         out.host().to_vec()
@@ -92,7 +94,7 @@ fn f32_layers_in_blocks_are_those_of_the_decoded_weights() {
         let run = |w: &WeightView| {
             let mut out = Tensor::default();
             ops.linear(
-                &ops.pack_linear(&[w], &[]).expect("a matrix"),
+                &ops.pack_linear(&[w.clone().into()]).expect("a matrix"),
                 &x,
                 Activation::None,
                 &mut out,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use secateur_core::ops::reference::ReferenceOps;
 use secateur_core::ops::{Activation, Ops, Precision};
 use secateur_core::tensor::Tensor;
-use secateur_core::weights::WeightView;
+use secateur_core::weights::{Matrix, WeightView};
 
 use super::{BOTH, Values, close, equal_bits, variants};
 
@@ -32,6 +32,8 @@ impl Case {
         };
         let w = [view("w0", &shape, 0.5), view("w1", &shape, 0.5)];
         let b = [view("b0", &shape[..1], 1.0), view("b1", &shape[..1], 1.0)];
+        let part =
+            |i: usize| Matrix { weight: w[i].clone(), bias: self.bias.then(|| b[i].clone()) };
         let x = values.tensor(self.rows, self.inputs, self.scale);
         let x = Tensor::from_slice(
             rows.len(),
@@ -41,12 +43,10 @@ impl Case {
         // A stale shape and stale values must not show.
         let mut out = values.tensor(3, 5, 100.0);
         if self.gated {
-            let biases = if self.bias { [Some(&b[0]), Some(&b[1])] } else { [None, None] };
-            let layer = ops.pack_gated(&w[0], &w[1], biases).expect("shapes agree");
+            let layer = ops.pack_gated(&part(0), &part(1)).expect("shapes agree");
             ops.gated_linear(&layer, &x, self.act, &mut out);
         } else {
-            let biases: &[_] = if self.bias { &[Some(&b[0])] } else { &[] };
-            let layer = ops.pack_linear(&[&w[0]], biases).expect("shapes agree");
+            let layer = ops.pack_linear(&[part(0)]).expect("shapes agree");
             ops.linear(&layer, &x, self.act, &mut out);
         }
         assert_eq!((out.rows(), out.cols()), (rows.len(), self.outputs));
@@ -168,8 +168,9 @@ fn matrices_that_share_their_input_are_concatenated() {
     for precision in BOTH {
         let reference = ReferenceOps::new(precision);
         let run = |ops: &dyn Ops| {
-            let refs: Vec<_> = views.iter().collect();
-            let layer = ops.pack_linear(&refs, &[None, Some(&bias), None]).expect("shapes agree");
+            let mut parts: Vec<Matrix> = views.iter().cloned().map(Matrix::from).collect();
+            parts[1].bias = Some(bias.clone());
+            let layer = ops.pack_linear(&parts).expect("shapes agree");
             let mut out = Tensor::zeros(0, 0);
             ops.linear(&layer, &x, Activation::None, &mut out);
             out.host().to_vec()
@@ -184,16 +185,16 @@ fn matrices_that_share_their_input_are_concatenated() {
 #[test]
 fn shapes_that_disagree_are_errors_that_name_the_matrix() {
     let view = |name: &str, shape: &[usize]| {
-        WeightView::from_f32(name, shape, &vec![0.0; shape.iter().product()])
+        Matrix::from(WeightView::from_f32(name, shape, &vec![0.0; shape.iter().product()]))
     };
     let (a, b) = (view("first", &[4, 8]), view("second", &[4, 6]));
     for ops in variants(Precision::F32, 1) {
-        let message = ops.pack_linear(&[&a, &b], &[]).unwrap_err().to_string();
+        let message = ops.pack_linear(&[a.clone(), b.clone()]).unwrap_err().to_string();
         assert!(message.contains("second") && message.contains('6'), "{message}");
-        let message = ops.pack_gated(&a, &b, [None, None]).unwrap_err().to_string();
+        let message = ops.pack_gated(&a, &b).unwrap_err().to_string();
         assert!(message.contains("first") && message.contains("second"), "{message}");
-        let bias = view("bias", &[3]);
-        let message = ops.pack_linear(&[&a], &[Some(&bias)]).unwrap_err().to_string();
+        let a = Matrix { bias: Some(view("bias", &[3]).weight), ..a.clone() };
+        let message = ops.pack_linear(&[a]).unwrap_err().to_string();
         assert!(message.contains("bias") && message.contains("first"), "{message}");
     }
 }

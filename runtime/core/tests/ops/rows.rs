@@ -1,11 +1,10 @@
 //! Norms, rotations, residual sums and operations on rows.
 
-use std::sync::Arc;
-
-use secateur_core::cache::{CacheValues, LayerCache};
+use secateur_core::cache::{CacheValues, LayerCache, Origin, Position};
 use secateur_core::ops::reference::ReferenceOps;
 use secateur_core::ops::{
-    Activation, Heads, Norm, NormKind, Ops, Precision, RopeTable, RowSum, TransitionTap,
+    Activation, AttentionParams, Frequencies, Heads, Keys, Mask, Norm, NormKind, Ops, Precision,
+    RowSum, Segment, TransitionTap,
 };
 use secateur_core::tensor::{DType, Tensor};
 use secateur_core::weights::WeightView;
@@ -19,11 +18,10 @@ fn reference() -> ReferenceOps {
 }
 
 fn norms(width: usize, values: &mut Values) -> Vec<Norm> {
-    let gain: Arc<[f32]> = values.vec(width, 1.0).into();
-    let bias: Arc<[f32]> = values.vec(width, 1.0).into();
+    let (gain, bias) = (values.vec(width, 1.0), values.vec(width, 1.0));
     vec![
-        Norm { kind: NormKind::Rms, gain: gain.clone(), bias: None, eps: 1e-6 },
-        Norm { kind: NormKind::Layer, gain, bias: Some(bias), eps: 1e-5 },
+        reference().pack_norm(NormKind::Rms, gain.clone(), None, 1e-6),
+        reference().pack_norm(NormKind::Layer, gain, Some(bias), 1e-5),
     ]
 }
 
@@ -72,22 +70,22 @@ fn residual_sums_norm_and_transitions_in_one_pass() {
             values.tensor(4, width, 1.0),
             values.tensor(4, width, 1.0),
         );
-        let scale = values.vec(width, 1.0);
+        let scale = reference().pack_vector(values.vec(width, 1.0));
         for norm in norms(width, &mut values) {
             for tapped in [false, true] {
                 for scaled in [false, true] {
                     let run = |ops: &dyn Ops| {
                         let (mut a, mut b) = (x.clone(), x.clone());
-                        let (mut taps, mut more) = (vec![[9.0; 3]; 7], Vec::new());
+                        let (mut taps, mut more) = (Tensor::zeros(7, 2), Tensor::default());
                         let mut out = Tensor::zeros(0, 0);
                         let tap = tapped.then_some(TransitionTap { input: &input, out: &mut taps });
                         ops.add_norm(&mut a, &delta, tap, &norm, &mut out);
                         let tap = tapped.then_some(TransitionTap { input: &input, out: &mut more });
-                        ops.add(&mut b, &delta, scaled.then_some(&scale[..]), tap);
+                        ops.add(&mut b, &delta, scaled.then_some(&scale), tap);
                         let mut all = [a.host(), b.host(), out.host()].concat();
                         if tapped {
-                            assert_eq!(taps.len(), 4);
-                            all.extend(taps.iter().chain(&more).flatten());
+                            assert_eq!((taps.rows(), taps.cols()), (4, 3));
+                            all.extend([taps.host(), more.host()].concat());
                         }
                         all
                     };
@@ -133,12 +131,11 @@ fn heads_are_normalised_and_rotated_in_their_columns_only() {
         let (rows, heads, offset) = (6, 3, 5);
         let width = 2 * half;
         let x = values.tensor(rows, offset + heads * width + 2, 1.0);
-        let angles = values.vec(rows * half, 3.0);
-        let table = RopeTable {
-            cos: angles.iter().map(|a| a.cos()).collect(),
-            sin: angles.iter().map(|a| a.sin()).collect(),
-            half,
-        };
+        let inverse = values.vec(half, 3.0);
+        let frequencies =
+            Frequencies::new(inverse.into_iter().enumerate().map(|(i, f)| (f, i % 3)));
+        let positions: Vec<Position> = (0..rows as i32).map(|r| [r, 2 * r, -r]).collect();
+        let table = reference().rotation(&frequencies, &positions);
         let norm = norms(width, &mut values).remove(0);
         let run = |ops: &dyn Ops| {
             let mut y = x.clone();
@@ -174,7 +171,7 @@ fn activations_over_their_whole_range() {
     let x = Tensor::from_slice(xs.len(), 1, &xs);
     for act in acts {
         let run = |ops: &dyn Ops| {
-            let layer = ops.pack_linear(&[&identity], &[]).expect("shapes agree");
+            let layer = ops.pack_linear(&[identity.clone().into()]).expect("shapes agree");
             let mut out = Tensor::zeros(0, 0);
             ops.linear(&layer, &x, act, &mut out);
             out.host().to_vec()
@@ -270,5 +267,52 @@ fn values_come_and_go_unchanged() {
         let x = ops.upload(2, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
         assert_eq!(ops.download(&x).unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
         assert_eq!((x.rows(), x.cols()), (2, 3));
+    }
+}
+
+#[test]
+fn what_was_truncated_was_never_there() {
+    let mut values = Values::new(12);
+    let (heads, e) = (2, 4);
+    let tensor = |rows| values.tensor(rows, heads * e, 1.0);
+    let [prompt, suffix, next] = [5, 3, 2].map(tensor);
+    for dtype in [DType::F32, DType::Bf16] {
+        for ops in variants(if dtype == DType::F32 { Precision::F32 } else { Precision::Bf16 }, 1) {
+            let append = |cache: &mut LayerCache, x: &Tensor| {
+                let all = Heads { tensor: x, offset: 0, heads, head_dim: e };
+                ops.cache_append(cache, all, all, 0..x.rows());
+                cache.positions.extend((0..x.rows()).map(|_| [cache.len as i32; 3]));
+                cache.origins.extend((0..x.rows()).map(|_| Origin::Text));
+            };
+            let mut plain = LayerCache::new(heads, e, 12, dtype);
+            append(&mut plain, &prompt);
+            append(&mut plain, &next);
+            let mut cut = LayerCache::new(heads, e, 12, dtype);
+            append(&mut cut, &prompt);
+            append(&mut cut, &suffix);
+            cut.truncate(5);
+            cut.truncate(9);
+            assert_eq!((cut.len, cut.positions.len(), cut.origins.len()), (5, 5, 5));
+            append(&mut cut, &next);
+            assert_eq!(
+                (cut.len, &cut.positions, &cut.origins),
+                (7, &plain.positions, &plain.origins)
+            );
+            let q = Heads { tensor: &next, offset: 0, heads, head_dim: e };
+            let attended = |cache: &LayerCache| {
+                let keys = Keys::Cached(cache);
+                let segment =
+                    Segment { rows: 0..2, keys, mask: Mask::Causal, window: None, scores: &[] };
+                let mut out = Tensor::default();
+                ops.attention(
+                    AttentionParams { scale: 0.5, softcap: None },
+                    q,
+                    &[segment],
+                    &mut out,
+                );
+                out.host().to_vec()
+            };
+            equal_bits("truncated", &attended(&cut), &attended(&plain));
+        }
     }
 }

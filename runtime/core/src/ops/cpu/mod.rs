@@ -33,12 +33,12 @@ use std::sync::Arc;
 
 use super::{
     Activation, AttentionParams, Embedding, Heads, Linear, Norm, Ops, PackedLinear, Precision,
-    RopeTable, RowSum, Segment, TransitionTap,
+    Rotation, RowSum, Segment, TransitionTap, Vector,
 };
 use crate::cache::LayerCache;
 use crate::error::RunError;
 use crate::tensor::{Device, Tensor};
-use crate::weights::WeightView;
+use crate::weights::Matrix;
 use memory::ScratchPool;
 use threads::Threads;
 
@@ -99,21 +99,16 @@ impl CpuOps {
         }
     }
 
-    fn pack(
-        &self,
-        weights: &[&WeightView],
-        biases: &[Option<&WeightView>],
-        gated: bool,
-    ) -> Result<Linear, RunError> {
+    fn pack(&self, parts: &[Matrix], gated: bool) -> Result<Linear, RunError> {
         #[cfg(feature = "gguf")]
         if self.precision == Precision::Bf16
-            && let Some(blocks) = linear::BlockLinear::new(weights, biases, gated)?
+            && let Some(blocks) = linear::BlockLinear::new(parts, gated)?
         {
             let (inputs, outputs) = blocks.shape();
             return Ok(Linear { inputs, outputs, packed: PackedLinear::Blocks(Arc::new(blocks)) });
         }
-        let packed = linear::pack(self.precision, &self.threads, weights, biases, gated)?;
-        weights.iter().for_each(|w| w.release());
+        let packed = linear::pack(self.precision, &self.threads, parts, gated)?;
+        parts.iter().for_each(|m| m.weight.release());
         let (inputs, outputs) = packed.shape();
         Ok(Linear { inputs, outputs, packed: PackedLinear::Cpu(Arc::new(packed)) })
     }
@@ -151,26 +146,21 @@ impl Ops for CpuOps {
         Ok(Tensor::from_slice(rows, cols, data))
     }
 
-    fn download(&self, x: &Tensor) -> Result<Vec<f32>, RunError> {
-        Ok(x.host().to_vec())
+    fn zeros(&self, rows: usize, cols: usize) -> Result<Tensor, RunError> {
+        Ok(Tensor::zeros(rows, cols))
     }
 
-    fn pack_linear(
-        &self,
-        weights: &[&WeightView],
-        biases: &[Option<&WeightView>],
-    ) -> Result<Linear, RunError> {
-        self.pack(weights, biases, false)
+    fn download_all(&self, tensors: &[&Tensor]) -> Result<Vec<Vec<f32>>, RunError> {
+        Ok(tensors.iter().map(|x| x.host().to_vec()).collect())
     }
 
-    fn pack_gated(
-        &self,
-        gate: &WeightView,
-        up: &WeightView,
-        biases: [Option<&WeightView>; 2],
-    ) -> Result<Linear, RunError> {
-        super::reference::check_gated(gate, up)?;
-        self.pack(&[gate, up], &biases, true)
+    fn pack_linear(&self, parts: &[Matrix]) -> Result<Linear, RunError> {
+        self.pack(parts, false)
+    }
+
+    fn pack_gated(&self, gate: &Matrix, up: &Matrix) -> Result<Linear, RunError> {
+        super::reference::check_gated(&gate.weight, &up.weight)?;
+        self.pack(&[gate.clone(), up.clone()], true)
     }
 
     fn linear(&self, w: &Linear, x: &Tensor, act: Activation, out: &mut Tensor) {
@@ -206,9 +196,8 @@ impl Ops for CpuOps {
         let (rows, width) = (x.rows(), x.cols());
         out.resize(rows, width);
         let tap = tap.map(|tap| {
-            tap.out.clear();
-            tap.out.resize(rows, [0.0; 3]);
-            (tap.input.host(), tap.out.as_mut_slice())
+            tap.out.resize(rows, 3);
+            (tap.input.host(), tap.out.host_mut().as_chunks_mut::<3>().0)
         });
         let norm = Some((norm, out.host_mut()));
         norm::add_norm(self.on(), width, x.host_mut(), (delta.host(), None), tap, norm);
@@ -218,16 +207,22 @@ impl Ops for CpuOps {
         &self,
         x: &mut Tensor,
         delta: &Tensor,
-        scale: Option<&[f32]>,
+        scale: Option<&Vector>,
         tap: Option<TransitionTap<'_>>,
     ) {
         let (rows, width) = (x.rows(), x.cols());
         let tap = tap.map(|tap| {
-            tap.out.clear();
-            tap.out.resize(rows, [0.0; 3]);
-            (tap.input.host(), tap.out.as_mut_slice())
+            tap.out.resize(rows, 3);
+            (tap.input.host(), tap.out.host_mut().as_chunks_mut::<3>().0)
         });
-        norm::add_norm(self.on(), width, x.host_mut(), (delta.host(), scale), tap, None);
+        norm::add_norm(
+            self.on(),
+            width,
+            x.host_mut(),
+            (delta.host(), scale.map(|s| &*s.0)),
+            tap,
+            None,
+        );
     }
 
     fn head_norm(&self, norm: &Norm, x: &mut Tensor, offset: usize, heads: usize) {
@@ -235,7 +230,7 @@ impl Ops for CpuOps {
         norm::head_norm(self.on(), norm, x.host_mut(), cols, offset, heads);
     }
 
-    fn rope(&self, table: &RopeTable, x: &mut Tensor, offset: usize, heads: usize) {
+    fn rope(&self, table: &Rotation, x: &mut Tensor, offset: usize, heads: usize) {
         let cols = x.cols();
         rope::rope(self.on(), table, x.host_mut(), cols, offset, heads);
     }
@@ -256,12 +251,14 @@ impl Ops for CpuOps {
         q: Heads<'_>,
         segments: &[Segment<'_>],
         out: &mut Tensor,
-    ) -> Vec<Vec<Vec<f32>>> {
+    ) -> Vec<Vec<Tensor>> {
         out.resize(q.tensor.rows(), q.heads * q.head_dim);
         let context = self.attention_context(params);
         attention::run(context, q, segments, out.host_mut());
         let report = |segment: &Segment<'_>| {
-            segment.scores.iter().map(|r| attention::report(context, q, segment, r)).collect()
+            let keys = segment.keys.len();
+            let one = |r| Tensor::from_rows(keys, &attention::report(context, q, segment, r));
+            segment.scores.iter().map(one).collect()
         };
         segments.iter().map(report).collect()
     }
@@ -273,8 +270,10 @@ impl Ops for CpuOps {
         visible: &[u32],
         keys: Heads<'_>,
         mean: bool,
-    ) -> Vec<f32> {
-        attention::score_rows(self.attention_context(params), q, visible, keys, mean)
+    ) -> Tensor {
+        let len = keys.tensor.rows();
+        let context = self.attention_context(params);
+        Tensor::from_rows(len, &attention::score_rows(context, q, visible, keys, mean))
     }
 
     fn gather_rows(&self, x: &Tensor, index: &[u32], out: &mut Tensor) {

@@ -10,7 +10,7 @@ use super::simd::{self, Job, Simd};
 use super::threads::Threads;
 use crate::cache::{CacheValues, LayerCache};
 use crate::ops::reference::{grow_cache, head_row};
-use crate::ops::{Heads, RopeTable};
+use crate::ops::{Heads, Rotation};
 
 /// Values of a task.
 const GRAIN: usize = 1 << 14;
@@ -50,7 +50,7 @@ impl Job for Rotate<'_> {
 /// If the table has too few rows, or the heads do not lie in the row.
 pub(super) fn rope(
     (threads, isa): (&Threads, Isa),
-    table: &RopeTable,
+    table: &Rotation,
     x: &mut [f32],
     cols: usize,
     offset: usize,

@@ -25,7 +25,7 @@ use crate::ops::cpu::memory::{ScratchPool, Shared};
 use crate::ops::cpu::simd::{self, Job, Simd};
 use crate::ops::cpu::threads::Threads;
 use crate::ops::reference::check_matrices;
-use crate::weights::{BlockFormat, Format, WeightView};
+use crate::weights::{BlockFormat, Format, Matrix, WeightView};
 
 /// Rows from which decoding the weights pays (see `benches`).
 const MANY: usize = 24;
@@ -61,25 +61,21 @@ impl BlockLinear {
     ///
     /// # Errors
     /// If shapes disagree.
-    pub(crate) fn new(
-        weights: &[&WeightView],
-        biases: &[Option<&WeightView>],
-        gated: bool,
-    ) -> Result<Option<Self>, RunError> {
-        let (inputs, outputs) = check_matrices(weights, biases)?;
-        let in_blocks = |w: &&WeightView| match w.format() {
-            Format::Blocks(format) => Some(((*w).clone(), format)),
+    pub(crate) fn new(parts: &[Matrix], gated: bool) -> Result<Option<Self>, RunError> {
+        let (inputs, outputs) = check_matrices(parts)?;
+        let in_blocks = |m: &Matrix| match m.weight.format() {
+            Format::Blocks(format) => Some((m.weight.clone(), format)),
             Format::Plain(_) => None,
         };
-        let Some(blocks) = weights.iter().map(in_blocks).collect::<Option<Vec<_>>>() else {
+        let Some(blocks) = parts.iter().map(in_blocks).collect::<Option<Vec<_>>>() else {
             return Ok(None);
         };
-        let panels = sources(weights, gated);
+        let panels = sources(parts, gated);
         Ok(Some(Self {
             inputs,
             outputs,
             gated,
-            bias: panel_bias(weights, biases, &panels),
+            bias: panel_bias(parts, &panels),
             weights: blocks,
             panels,
         }))

@@ -13,7 +13,7 @@ use crate::ops::cpu::memory::{Memory, Shared};
 use crate::ops::cpu::threads::Threads;
 use crate::ops::reference::{check_matrices, join_biases};
 use crate::tensor::DType;
-use crate::weights::{Format, WeightView};
+use crate::weights::{Format, Matrix, WeightView};
 
 /// A linear layer packed for the CPU's kernels.
 #[derive(Debug)]
@@ -59,16 +59,15 @@ impl PackedLinear {
 pub(crate) fn pack(
     precision: Precision,
     threads: &Threads,
-    weights: &[&WeightView],
-    biases: &[Option<&WeightView>],
+    parts: &[Matrix],
     gated: bool,
 ) -> Result<PackedLinear, RunError> {
-    let (inputs, outputs) = check_matrices(weights, biases)?;
+    let (inputs, outputs) = check_matrices(parts)?;
     if inputs == 0 || outputs == 0 {
-        let shape = format!("`{}` has shape {:?}", weights[0].name(), weights[0].shape());
+        let shape = format!("`{}` has shape {:?}", parts[0].weight.name(), parts[0].weight.shape());
         return Err(RunError::Shape(format!("{shape}: a linear layer needs inputs and outputs")));
     }
-    let sources = sources(weights, gated);
+    let sources = sources(parts, gated);
     let mut packed = PackedLinear {
         inputs,
         depth: 0,
@@ -76,13 +75,13 @@ pub(crate) fn pack(
         panels: 0,
         gated,
         is_bf16: precision == Precision::Bf16,
-        bias: panel_bias(weights, biases, &sources),
+        bias: panel_bias(parts, &sources),
         memory: Memory::zeroed(0),
     };
     let is_bf16 = packed.is_bf16;
     packed.fill(threads, &sources, &|rows, panel| {
         for (c, row) in rows.iter().enumerate() {
-            let view = weights[row.matrix];
+            let view = &parts[row.matrix].weight;
             if is_bf16 {
                 fill_pairs(view, row.index, inputs, &mut panel[c..]);
             } else {
@@ -94,12 +93,8 @@ pub(crate) fn pack(
 }
 
 /// Biases in panel order, padded; empty if there is none.
-pub(super) fn panel_bias(
-    weights: &[&WeightView],
-    biases: &[Option<&WeightView>],
-    sources: &[Vec<Source>],
-) -> Vec<f32> {
-    let joined = join_biases(weights, biases);
+pub(super) fn panel_bias(parts: &[Matrix], sources: &[Vec<Source>]) -> Vec<f32> {
+    let joined = join_biases(parts);
     if joined.is_empty() {
         return Vec::new();
     }
@@ -162,10 +157,10 @@ pub(super) struct Source {
 }
 
 /// The rows of each panel, in order; the last panel of a part may have fewer than 16.
-pub(super) fn sources(weights: &[&WeightView], gated: bool) -> Vec<Vec<Source>> {
+pub(super) fn sources(parts: &[Matrix], gated: bool) -> Vec<Vec<Source>> {
     let mut all = Vec::new();
-    for (matrix, w) in weights.iter().enumerate() {
-        for index in 0..w.shape()[0] {
+    for (matrix, part) in parts.iter().enumerate() {
+        for index in 0..part.weight.shape()[0] {
             all.push(Source { matrix, index, joined: all.len() });
         }
     }
