@@ -78,7 +78,7 @@ impl Vlm {
     ///
     /// ```
     /// use secateur::{ModelSource, Request, Vlm};
-    /// let vlm = Vlm::load(ModelSource::Embedded)?;
+    /// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
     /// let red = [255u8, 0, 0].repeat(1000 * 800);
     /// let request = Request::new("What is shown?").rgb("red", 1000, 800, red)?.max_tokens(2);
     /// let ready = vlm.prepared(request.clone())?;
