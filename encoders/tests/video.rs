@@ -152,7 +152,7 @@ fn a_frame_has_the_pixels_that_pyav_and_torchcodec_give() {
 }
 
 /// Flat bars of colour, written with each matrix and range, come back as they were: an error of
-/// the matrix is up to 35 levels, one of the range up to 20; rounding in YUV at most 3.
+/// the matrix is up to 35 levels, one of the range up to 20; the way to YUV and back at most 5.
 #[test]
 fn matrix_and_range_are_those_that_the_stream_names() {
     const BARS: [[u8; 3]; 6] =
@@ -200,8 +200,7 @@ fn matrix_and_range_are_those_that_the_stream_names() {
             let at = (16 * 16 * BARS.len() + 16 * i + 8) * 3;
             let got = &clip.frames()[0].rgb[at..at + 3];
             let worst = got.iter().zip(bar).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-            let bound = if name.ends_with("avi") { 6 } else { 3 };
-            assert!(worst <= bound, "{name}: {got:?} for {bar:?}");
+            assert!(worst <= 6, "{name}: {got:?} for {bar:?}");
         }
     }
 }
@@ -238,6 +237,8 @@ fn the_kinds_of_files_that_people_have_are_read_whole() {
     };
     let base = base.to_str().unwrap();
     let copy = ["-c", "copy"];
+    let whole = ["-i", base];
+    let three = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=10:duration=3"];
     let late = ["-itsoffset", "1.5", "-i", base];
     let cut = ["-ss", "0.73", "-i", base];
     let held = "setpts='if(eq(N,9),N+30,N)/10/TB'";
@@ -250,7 +251,7 @@ fn the_kinds_of_files_that_people_have_are_read_whole() {
         ("late.mp4", &late, copy.to_vec(), 30, 3.0),
         (
             "fragments.mp4",
-            &["-i", base],
+            &whole,
             [&copy[..], &["-movflags", "frag_keyframe+empty_moov"]].concat(),
             30,
             3.0,
@@ -259,7 +260,7 @@ fn the_kinds_of_files_that_people_have_are_read_whole() {
         ("b-frames-h264.avi", &source, [&x264[..], &["-t", "3"]].concat(), 30, 3.0),
         (
             "dropped.avi",
-            &source,
+            &three,
             [&mpeg4[..], &["-vf", dropped, "-fps_mode", "passthrough"]].concat(),
             24,
             2.7,

@@ -215,9 +215,11 @@ mod golden {
         assert_eq!(with("qwen3-vl-tiny", "fps", 4.into()), by_flag);
         assert_eq!(with("qwen3-vl-tiny", "max_frames", 4.into()), 8);
         assert_eq!(with("qwen3-vl-tiny", "num_frames", 8.into()), 16);
-        assert_eq!(with("qwen3-vl-tiny", "do_sample_frames", false.into()), 60);
+        let every = visual(&["-m", &qwen, "--fps", "10", "-i", &ten, "hi"]);
+        assert_eq!(with("qwen3-vl-tiny", "do_sample_frames", false.into()), every);
         let of_frame = with("internvl-tiny", "num_frames", 1.into());
-        assert_eq!(with("llava-onevision-tiny", "do_sample_frames", false.into()) % 30, 0);
+        // One newline behind thirty frames.
+        assert_eq!(with("llava-onevision-tiny", "do_sample_frames", false.into()) % 30, 1);
         assert!(of_frame > 0);
     }
 
