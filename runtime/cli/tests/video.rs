@@ -148,7 +148,7 @@ mod golden {
     }
 
     fn answer(args: &[&str]) -> serde_json::Value {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
         let all = [&["ask", "--json", "--dtype", "f32", "--max-tokens", "16"], args].concat();
         let (code, out, err) = texts(&run(folder.path(), &all));
         assert_eq!(code, 0, "{args:?}: {err}");
