@@ -243,3 +243,12 @@ fn a_pipe_among_the_files_of_a_model_is_an_error_and_no_wait() {
     assert_eq!(code, 1, "{err}");
     assert!(err.contains("m/config.json") && err.contains("regular file"), "{err}");
 }
+
+#[test]
+fn a_picture_of_a_folder_that_is_not_there_fails_alone_and_makes_no_folder() {
+    let folder = pictures(1);
+    let (code, _, err) = caption(folder.path(), &["gone/x.png", "in/000.png"]);
+    assert_eq!(code, 3, "{err}");
+    assert!(err.contains("1 picture captioned") && err.contains("not_found"), "{err}");
+    assert!(folder.path().join("in/000.txt").is_file() && !folder.path().join("gone").exists());
+}

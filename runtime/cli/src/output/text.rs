@@ -93,9 +93,11 @@ impl<'a> Sidecars<'a> {
             of_item.push(states.of(&place.root.join(folder))?);
         }
         let needed: BTreeSet<&PathBuf> = of_item.iter().collect();
+        // A picture of a folder that is not there fails, and makes no folder.
+        let access_to = |home: &Path| if home.is_dir() { access } else { Access::Look };
         let mut locks = Vec::new();
         for home in &needed {
-            locks.push(lock(home, access)?);
+            locks.push(lock(home, access_to(home))?);
         }
         let made: Vec<PathBuf> = needed.iter().map(|home| (*home).clone()).collect();
         for states in states.values().filter(|_| access == Access::Write) {
@@ -124,7 +126,7 @@ impl<'a> Sidecars<'a> {
             };
             let keyed = Keyed::Text { extension: layout.extension() };
             let file = path.join(state::FOLDER).join("journal.jsonl");
-            let mut journal = Journal::open(&file, access, keyed, holds)?;
+            let mut journal = Journal::open(&file, access_to(&path), keyed, holds)?;
             journal.begin(&path)?;
             homes.push(Home { path, journal, _lock: lock });
         }
