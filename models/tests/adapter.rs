@@ -129,7 +129,8 @@ fn what_is_not_plain_lora_is_refused_by_name() {
 #[test]
 fn every_tensor_lands_or_is_named() {
     let one = |name: &str, shape: &[usize]| vec![(name.to_owned(), shape.to_vec())];
-    let cases: Vec<(Vec<(String, Vec<usize>)>, Vec<&str>)> = vec![
+    type Tensors = Vec<(String, Vec<usize>)>;
+    let cases: Vec<(Tensors, Vec<&str>)> = vec![
         (factors("base_model.model.other.proj", 1), vec!["other.proj.lora_A", "the base"]),
         (one("base_model.model.lm_head.bias", &[3]), vec!["lm_head.bias"]),
         (one(&format!("{Q}.lora_A.weight"), &[1, 2]), vec!["q_proj", "factor B"]),

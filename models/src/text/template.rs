@@ -353,7 +353,7 @@ mod tests {
             "{% for m in messages %}{{ m.role }}: {% for p in m.content %}{{ p.text }}{% endfor %}\
              {% endfor %}",
         ] {
-            let prompt = beside_own(source).render(&[message.clone()], true).unwrap();
+            let prompt = beside_own(source).render(std::slice::from_ref(&message), true).unwrap();
             assert_eq!(prompt, "user: <image>\n<image>\n<video>Why?", "{source}");
         }
         // What takes parts, pictures too, gets parts.
