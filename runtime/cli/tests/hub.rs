@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex};
 use support::{secateur, texts};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+/// The checkpoint that the README names first.
+const README: &str = "HuggingFaceTB/SmolVLM-256M-Instruct";
 const WEIGHTS: &str = "model.safetensors";
 
 /// What is wrong with the server, besides nothing.
@@ -59,9 +61,13 @@ fn model() -> PathBuf {
 
 impl Hub {
     fn start(fault: Fault) -> Self {
+        Self::serving(&model(), fault)
+    }
+
+    fn serving(model: &Path, fault: Fault) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
-        let mut files: BTreeMap<String, Vec<u8>> = fs::read_dir(model())
+        let mut files: BTreeMap<String, Vec<u8>> = fs::read_dir(model)
             .expect("the model")
             .map(|entry| {
                 let path = entry.expect("an entry").path();
@@ -160,7 +166,7 @@ fn answer(
     let is_known = asked.token.as_deref() == Some("good");
     if let Some(rest) = path.strip_prefix("api/models/") {
         return match rest.split_once("/revision/") {
-            Some(("tests/tiny" | "tests/gated", "main" | "v1" | COMMIT)) => {
+            Some(("tests/tiny" | "tests/gated" | README, "main" | "v1" | COMMIT)) => {
                 let names: Vec<_> =
                     files.keys().map(|n| serde_json::json!({"rfilename": n})).collect();
                 let info = serde_json::json!({"sha": COMMIT, "siblings": names}).to_string();
@@ -515,5 +521,34 @@ fn the_token_is_read_where_the_hubs_own_tools_read_it() {
         }
         let (code, _, err) = hub.ask(folder.path(), "tests/gated", env);
         assert_eq!(code == 0, is_found, "{files:?} {env:?}: {err}");
+    }
+}
+
+#[test]
+fn the_readmes_first_checkpoint_works_as_printed() {
+    let folder = support::pictures(0);
+    let models = support::repository().join("tests/golden/models");
+    let hub = Hub::serving(&models.join("smolvlm-tiny"), Fault::None);
+    fs::create_dir_all(folder.path().join("examples/images")).expect("a folder");
+    for picture in ["examples/images/photo-cat.jpg", "cat.jpg"] {
+        support::picture(3).to_owned().save(folder.path().join(picture)).expect("a picture");
+    }
+    let program = Path::new(env!("CARGO_BIN_EXE_secateur")).parent().expect("a folder");
+    let named: Vec<String> =
+        support::readme_commands().into_iter().filter(|c| c.contains(README)).collect();
+    assert!(named.len() >= 3, "{named:?}");
+    for command in named {
+        let ran = std::process::Command::new("sh")
+            .args(["-c", &command])
+            .current_dir(folder.path())
+            .env_clear()
+            .env("PATH", format!("{}:/usr/bin:/bin", program.display()))
+            .env("HOME", folder.path())
+            .env("HF_ENDPOINT", format!("http://{}", hub.address))
+            .output()
+            .expect("a shell");
+        let (code, out, err) = texts(&ran);
+        assert_eq!(code, 0, "{command}: {err}");
+        assert!(!out.trim().is_empty(), "{command} says nothing");
     }
 }

@@ -102,3 +102,24 @@ pub(crate) fn skipped(need: &str, reason: &str) {
     assert!(!required.split(',').any(|r| r == need), "{need} is required: {reason}");
     eprintln!("skipped: {reason}");
 }
+
+/// The root of the repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The commands that the README prints, in order, without their comments.
+pub(crate) fn readme_commands() -> Vec<String> {
+    let readme = fs::read_to_string(repository().join("README.md")).expect("the README");
+    let mut is_console = false;
+    let mut commands = Vec::new();
+    for line in readme.lines() {
+        if line.starts_with("```") {
+            is_console = line == "```console";
+        } else if let Some(command) = line.strip_prefix("$ ").filter(|_| is_console) {
+            let command = command.split("  # ").next().unwrap_or_default();
+            commands.push(command.trim_end().to_owned());
+        }
+    }
+    commands
+}
