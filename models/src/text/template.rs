@@ -2,7 +2,7 @@
 //!
 //! Invariants
 //! - Templates see the messages, the named special tokens, `raise_exception` and `strftime_now`,
-//!   and nothing of the machine but the clock; what they use up has limits ([`super::jinja`]).
+//!   and nothing of the machine but the clock; what they use up has limits (module `jinja`).
 //! - A template that takes the words of a message as one text gets them so, with the placeholders
 //!   of pictures in it, in the form that the family's own template gives them.
 //! - Errors name the template's file.

@@ -3,7 +3,7 @@
 //! Invariants
 //! - Truncation and padding that a file asks for are off: the runtime checks the context itself.
 //! - Added tokens are those of `tokenizer.json` and, as in transformers, those that only
-//!   `tokenizer_config.json` and its companions list ([`super::special`]).
+//!   `tokenizer_config.json` and its companions list (module `special`).
 //! - A panic inside the library is an error that names the file.
 //! - The stream never gives half a character, and the concatenation of its pieces equals the
 //!   decoded whole up to a tail that [`DecodeStream::finish`] gives.
