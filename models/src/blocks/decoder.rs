@@ -9,7 +9,7 @@
 //!
 //! Source: the decoder tables of Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma2 in transformers
 //! 5.24. Not here: which family has which variant (`config`), the loop over layers
-//! (`secateur_core::prefill`).
+//! (`secateur_core::pass`).
 
 use std::sync::{Arc, Mutex, PoisonError};
 

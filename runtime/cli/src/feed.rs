@@ -7,7 +7,8 @@
 //! - At most `ahead` pictures and about `budget` bytes of ready ones wait; the picture that the
 //!   consumer needs next is always let through, and who holds bytes for decoding waits for nobody, so
 //!   that nothing can block for ever.
-//! - The order is that of the list, whatever thread is faster: batches do not depend on timing.
+//! - The order is that of the list, whatever thread is faster: who runs beside whom does not depend on
+//!   timing.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -161,11 +162,10 @@ impl<'a, T: Ready> Feed<'a, T> {
         }
     }
 
-    /// The next pictures, at most `most`, in order; none when all were taken.
-    pub(crate) fn take(&self, most: usize) -> Vec<Result<T, ErrorInfo>> {
-        let mut batch = Vec::new();
+    /// The next picture, in order, once it is there; `None` when all were taken.
+    pub(crate) fn take(&self) -> Option<Result<T, ErrorInfo>> {
         let mut state = self.state();
-        while batch.len() < most && state.taken < self.paths.len() {
+        while state.taken < self.paths.len() {
             let index = state.taken;
             let Some(made) = state.ready.remove(&index) else {
                 state = self.wait(state);
@@ -174,9 +174,9 @@ impl<'a, T: Ready> Feed<'a, T> {
             state.bytes -= made.as_ref().map_or(0, T::bytes);
             state.taken += 1;
             self.changed.notify_all();
-            batch.push(made);
+            return Some(made);
         }
-        batch
+        None
     }
 
     /// Ends the threads.
@@ -264,14 +264,8 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| feed.work());
             }
-            loop {
-                let batch = feed.take(7);
-                if batch.is_empty() {
-                    break;
-                }
-                widths.extend(
-                    batch.into_iter().map(|d| d.map_err(|e| e.kind).map(|d| d.clip.width())),
-                );
+            while let Some(made) = feed.take() {
+                widths.push(made.map_err(|e| e.kind).map(|d| d.clip.width()));
             }
         });
         let expected: Vec<_> = (0..40)
@@ -286,7 +280,7 @@ mod tests {
         let feed = as_it_is(vec![path; 1000], 2);
         std::thread::scope(|scope| {
             scope.spawn(|| feed.work());
-            assert_eq!(feed.take(1).len(), 1);
+            assert!(feed.take().is_some());
             feed.stop();
         });
     }

@@ -1,7 +1,7 @@
 //! SIGINT and SIGTERM: the first asks the job to finish what is in flight, the second ends it.
 //!
 //! Invariants
-//! - The handler only sets flags; the job looks at them between batches.
+//! - The handler only sets flags; the job looks at them between tokens.
 //! - The second signal ends the process at once with 130 or 143. No output is half-written then,
 //!   because outputs appear by renaming (`write`) or as whole lines (`lines`).
 

@@ -160,6 +160,20 @@ fn bench_of_one_round_prints_no_spread_and_of_none_is_refused() {
 }
 
 #[test]
+fn bench_of_captions_counts_the_passes_of_both_ways() {
+    let folder = pictures(0);
+    let args = ["bench", "--captions", "3", "--in-flight", "2", "--repeats", "1", "--text", "4"];
+    let json = value(&ok(folder.path(), &[&args[..], &["--keep", "8", "--json"]].concat()));
+    let passes = |way: &str| json[way]["passes"].as_u64().unwrap() as f64;
+    let ideal = json["ideal_passes"].as_f64().unwrap();
+    assert_eq!(json["tokens"].as_f64().unwrap(), 2.0 * ideal);
+    assert!(ideal <= passes("engine") && passes("engine") <= passes("waiting"), "{json}");
+    assert!(json["ratio"].as_f64().is_some_and(|ratio| ratio > 0.0), "{json}");
+    let page = ok(folder.path(), &args);
+    assert!(page.contains("captions a minute") && page.contains("ratio"), "{page}");
+}
+
+#[test]
 fn eval_does_not_compare_the_unpruned_model_with_itself() {
     let folder = pictures(2);
     let args = ["eval", "in", "--chains", "grid:keep={keep}", "--keep", "256,16", "--max-tokens"];

@@ -478,7 +478,7 @@ fn a_limit_on_memory_makes_batches_smaller_or_says_what_is_needed() {
     };
     let (code, out, err) = caption(&format!("{}MiB", need(&err) + 2));
     assert_eq!((code, out.lines().count()), (0, 3), "{err}");
-    assert!(err.contains("in one pass instead of 8"), "{err}");
+    assert!(err.contains("in flight instead of 8"), "{err}");
     for command in ["ask", "inspect"] {
         let mut args = vec![command, "-i", "in/000.png", "--max-memory", "1MiB"];
         args.extend(if command == "ask" { vec!["What?"] } else { vec!["--out", "o.png"] });

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use ndarray::{Array1, Array2};
 
-use crate::batch::{EARLY_SITES, Sequence, StageReport, choose, report};
+use crate::batch::{EARLY_SITES, Pending, Sequence, StageReport, choose, report};
 use crate::cache::{KvCache, Position};
 use crate::chain::{ResolvedChain, ResolvedStage};
 use crate::error::RunError;
 use crate::model::{
-    Encoded, Family, Pixels, Positions, Prompt, TokenSource, VisualLayout, VisualRows,
+    Control, Encoded, Family, Pixels, Positions, Prompt, TokenSource, VisualLayout, VisualRows,
 };
 use crate::ops::{Ops, RowSum};
 use crate::prune::{Memory, PositionPolicy, Selection, Site};
@@ -113,6 +113,8 @@ pub fn assemble(
     let sequence = join(&prompt, &positions, &layout, &visual.tokens, policy);
     let embeddings = embed(family, ops, &sequence, &visual.rows)?;
     Ok(Sequence {
+        pending: Pending::Prompt(embeddings),
+        control: Control::default(),
         chain,
         memories,
         prompt_ids: prompt.ids,
@@ -122,9 +124,7 @@ pub fn assemble(
         visual: sequence.visual,
         rows: (0..sequence.ids.len() as u32).collect(),
         positions: sequence.positions,
-        embeddings,
         levels: visual.levels,
-        next_position: Vec::new(),
         next: sequence.next,
         cache: KvCache::default(),
         room,

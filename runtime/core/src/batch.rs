@@ -5,8 +5,8 @@
 //! a stage decides for one is invisible to the others.
 //!
 //! Invariants
-//! - `rows`, `positions` and the sequence's part of the tensor have the same length; `rows` is
-//!   ascending.
+//! - While its prompt runs, `rows`, `positions` and the sequence's part of the tensor have the same
+//!   length; `rows` is ascending.
 //! - `visual[i]` is the place (within the sequence) of `tokens.tokens[i]`.
 //! - A sequence that failed takes no further part and keeps its error; the others go on.
 
@@ -16,6 +16,8 @@ use std::time::Duration;
 use crate::cache::{KvCache, Position};
 use crate::chain::{ResolvedChain, ResolvedStage};
 use crate::error::RunError;
+use crate::model::{Control, Family};
+use crate::ops::Ops;
 use crate::prune::{Cut, Memory, Observation, Selection, Site};
 use crate::signal::{Signal, Signals};
 use crate::tensor::Tensor;
@@ -55,9 +57,38 @@ pub struct StageReport {
     pub tokens: TokenMap,
 }
 
+/// What a sequence brings to the next pass.
+#[derive(Debug, Default)]
+pub enum Pending {
+    /// Nothing: it takes no part.
+    #[default]
+    Nothing,
+    /// Its prompt, `[rows, hidden]`: the rows that the stages cut and that make its caches.
+    Prompt(Tensor),
+    /// Text behind what its caches hold, for instance a later turn.
+    Chunk(Vec<u32>),
+    /// The token that was chosen last.
+    Token(u32),
+}
+
+impl Pending {
+    /// The ids behind what the caches hold; a prompt has none.
+    pub(crate) fn ids(&self) -> &[u32] {
+        match self {
+            Pending::Chunk(ids) => ids,
+            Pending::Token(id) => std::slice::from_ref(id),
+            Pending::Nothing | Pending::Prompt(_) => &[],
+        }
+    }
+}
+
 /// One request on its way.
 #[derive(Debug, Default)]
 pub struct Sequence {
+    /// What the next pass runs of it; [`crate::pass::pass`] leaves nothing.
+    pub pending: Pending,
+    /// Looked at between the layers of its prompt.
+    pub control: Control,
     /// Its chain, planned for the model.
     pub chain: Arc<ResolvedChain>,
     /// One memory an entry of the chain.
@@ -77,12 +108,8 @@ pub struct Sequence {
     pub rows: Vec<u32>,
     /// Position ids of each row.
     pub positions: Vec<Position>,
-    /// Rows that enter decoder layer 0, `[rows, hidden]`; moved into the batch by prefill.
-    pub embeddings: Tensor,
     /// Rows that early decoder layers add to the visual ones, `[visual tokens, hidden]` each.
     pub levels: Vec<Tensor>,
-    /// Position of the first generated token in each decoder layer.
-    pub next_position: Vec<i32>,
     /// Position of the first generated token as things stand now.
     pub next: i32,
     /// Keys and values.
@@ -107,6 +134,36 @@ impl Sequence {
         self.failed.is_none()
     }
 
+    /// Whether the next pass reads its prompt.
+    pub fn reads_prompt(&self) -> bool {
+        matches!(self.pending, Pending::Prompt(_))
+    }
+
+    /// Rows that it brings to the next pass.
+    pub fn pending_rows(&self) -> usize {
+        if self.reads_prompt() { self.rows.len() } else { self.pending.ids().len() }
+    }
+
+    /// Whether what it pends can run: a prompt once, and what follows in caches that are there and
+    /// have room.
+    pub(crate) fn check_pending(&self, layers: usize, vocab: usize) -> Result<(), RunError> {
+        let (caches, ids) = (&self.cache.layers, self.pending.ids());
+        if caches.len() != if self.reads_prompt() { 0 } else { layers } {
+            let reason = "a prompt runs once, and before what follows it";
+            return Err(RunError::Prompt(reason.into()));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            let reason = format!("token id {id} is outside the vocabulary of {vocab}");
+            return Err(RunError::Prompt(reason));
+        }
+        match caches.iter().find(|c| c.len + ids.len() > c.capacity) {
+            Some(full) => {
+                Err(RunError::Context { need: full.len + ids.len(), have: full.capacity })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Decoder layers whose generated rows the chain wants to see.
     pub(crate) fn observed_layers(&self) -> impl Iterator<Item = usize> + '_ {
         self.chain.observes.iter().flat_map(|(_, reads)| reads).filter_map(|signal| match signal {
@@ -128,6 +185,46 @@ impl Sequence {
             }
         }
     }
+}
+
+/// The rows of all sequences, one below the other, as they enter layer 0. Those of prompts are moved
+/// out of their sequences.
+pub(crate) fn pending(
+    family: &dyn Family,
+    ops: &dyn Ops,
+    sequences: &mut [&mut Sequence],
+) -> Result<Tensor, RunError> {
+    let decoder = family.decoder();
+    if let [only] = sequences
+        && let Pending::Prompt(rows) = &mut only.pending
+    {
+        return Ok(std::mem::take(rows));
+    }
+    if !sequences.iter().any(|s| s.reads_prompt()) {
+        let ids: Vec<u32> = sequences.iter().flat_map(|s| s.pending.ids()).copied().collect();
+        return decoder.embed(&ids);
+    }
+    let all = sequences.iter().map(|s| s.pending_rows()).sum();
+    let mut x = ops.zeros(all, family.info().decoder.hidden)?;
+    let mut first = 0;
+    // Text of several sequences in a row is embedded at once.
+    let mut ids: Vec<u32> = Vec::new();
+    for sequence in sequences {
+        let count = sequence.pending_rows();
+        ids.extend(sequence.pending.ids());
+        if let Pending::Prompt(rows) = &mut sequence.pending {
+            if !ids.is_empty() {
+                ops.write_rows(&mut x, first - ids.len(), &decoder.embed(&ids)?);
+                ids.clear();
+            }
+            ops.write_rows(&mut x, first, &std::mem::take(rows));
+        }
+        first += count;
+    }
+    if !ids.is_empty() {
+        ops.write_rows(&mut x, first - ids.len(), &decoder.embed(&ids)?);
+    }
+    Ok(x)
 }
 
 /// Lets a stage choose, and checks what it chose.

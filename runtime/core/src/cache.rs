@@ -68,6 +68,9 @@ pub struct LayerCache {
     pub values: CacheValues,
     /// Position ids of the filled rows.
     pub positions: Vec<Position>,
+    /// Position of the row that comes next, on all axes. Its own in every layer: after a cut that
+    /// counts positions anew, the layers behind it go on from a shorter length.
+    pub next: i32,
     /// What each filled row stands for.
     pub origins: Vec<Origin>,
 }
@@ -84,13 +87,16 @@ impl LayerCache {
             keys: CacheValues::zeros(dtype, len),
             values: CacheValues::zeros(dtype, len),
             positions: Vec::with_capacity(capacity),
+            next: 0,
             origins: Vec::with_capacity(capacity),
         }
     }
 
-    /// Forgets the rows from `len` on: what was appended to look at it once.
+    /// Forgets the rows from `len` on: what was appended to look at it once, one position a row.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        let gone = self.len.saturating_sub(len);
+        self.next -= gone as i32;
+        self.len -= gone;
         self.positions.truncate(len);
         self.origins.truncate(len);
     }

@@ -1,8 +1,8 @@
 //! The contract of secateur and the loop that runs it.
 //!
 //! A picture becomes a [`clip`] with a geometry, an encoder turns it into visual tokens with a
-//! token map, a chain of pruners cuts them at its sites, and the prefill loop runs decoder layers
-//! and stages in turn. This crate defines those words and owns the loop and the operation set; it
+//! token map, a chain of pruners cuts them at its sites, and one loop ([`mod@pass`]) runs decoder
+//! layers and stages in turn. This crate defines those words and owns the loop and the operation set; it
 //! depends on no other crate of the workspace, so that a pruner can depend on it alone.
 #![deny(unsafe_code)]
 
@@ -21,8 +21,8 @@ pub mod memory;
 pub mod model;
 pub mod ops;
 mod params;
+pub mod pass;
 pub mod plan;
-pub mod prefill;
 pub mod prune;
 pub mod random;
 mod reports;

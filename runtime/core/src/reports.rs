@@ -26,8 +26,8 @@ pub(crate) enum Report {
     Transitions { layer: usize, modules: [Tensor; 2], takers: Vec<(usize, Range<usize>)> },
     /// Hidden states of a sequence's visual tokens.
     Hidden { sequence: usize, layer: usize, rows: Tensor },
-    /// Last row of every sequence, `[sequences, hidden]`.
-    Last { layer: usize, rows: Tensor },
+    /// Last rows of the prompts of `takers`, `[takers, hidden]`.
+    Last { layer: usize, rows: Tensor, takers: Vec<usize> },
 }
 
 impl Report {
@@ -88,11 +88,10 @@ impl Reports {
                     let signal = Signal::Hidden { layer: *layer };
                     sequences[*sequence].signals.hidden.insert(signal, rows);
                 }
-                Report::Last { layer, rows } => {
+                Report::Last { layer, rows, takers } => {
                     let values = next()?;
-                    for (sequence, row) in
-                        sequences.iter_mut().zip(values.chunks(rows.cols().max(1)))
-                    {
+                    for (&taker, row) in takers.iter().zip(values.chunks(rows.cols().max(1))) {
+                        let sequence = &mut *sequences[taker];
                         if sequence.is_alive() && !row.iter().all(|v| v.is_finite()) {
                             let signal = "hidden state of the last prompt token".to_owned();
                             sequence.failed = Some(RunError::NonFinite { signal, layer: *layer });
@@ -114,7 +113,9 @@ impl Sequence {
     /// produced the answer.
     fn record(&mut self, signal: Signal, layer: usize, values: &[f32]) {
         if let Signal::GeneratedRows { .. } = signal {
-            self.observed.push((layer, vec![0.0; self.indices], 0));
+            if self.observed.iter().all(|(seen, _, _)| *seen != layer) {
+                self.observed.push((layer, vec![0.0; self.indices], 0));
+            }
             self.add_generated_row(layer, values);
         } else {
             let aligned = self.visual.iter().map(|&v| values[v as usize]).collect();
@@ -123,7 +124,7 @@ impl Sequence {
     }
 
     /// Adds one attention row of a generated token, `[keys]`, by original index.
-    pub(crate) fn add_generated_row(&mut self, layer: usize, row: &[f32]) {
+    fn add_generated_row(&mut self, layer: usize, row: &[f32]) {
         let Some(cache) = self.cache.layers.get(layer) else { return };
         let Some((_, sums, count)) = self.observed.iter_mut().find(|(l, _, _)| *l == layer) else {
             return;

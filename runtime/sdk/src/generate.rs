@@ -1,19 +1,23 @@
-//! The token loop: sequences that were prefilled, one token a step each, until all have ended.
+//! The token loop: one pass over all generations at hand, of which those that are new read their
+//! prompt and the others feed their last token; each chooses its next token.
 //!
 //! Invariants
-//! - A sequence that ends leaves the batch at once; the others' tokens do not change by it.
+//! - A generation that has ended takes no further part; the others' tokens do not change by it.
 //! - Text is emitted only when it can no longer become part of a stop text, and never a half
 //!   UTF-8 character.
-//! - The first token comes from the prompt's last row; `decode` time counts from there.
+//! - The first token comes from the prompt's last row; `decode` time counts from there. Layers of a
+//!   pass are shared out by rows, cuts belong to whose rows they cut.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secateur_core::batch::Sequence;
-use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampler, decode_step};
+use secateur_core::batch::{Pending, Sequence};
+use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampler};
 use secateur_core::error::RunError;
 use secateur_core::model::Control;
+use secateur_core::pass::pass;
 use secateur_core::tensor::Tensor;
+use secateur_core::trace::Trace;
 use secateur_models::text::DecodeStream;
 
 use crate::request::Request;
@@ -37,11 +41,14 @@ pub(crate) struct Generation {
     max_tokens: usize,
     pub finish: Option<FinishReason>,
     pub failed: Option<RunError>,
+    /// Layers over the prompt.
+    pub prefill_time: Duration,
     pub decode_time: Duration,
 }
 
 impl Generation {
-    pub(crate) fn new(model: &Model, request: &Request, sequence: Sequence) -> Self {
+    pub(crate) fn new(model: &Model, request: &Request, mut sequence: Sequence) -> Self {
+        sequence.control = request.control.clone();
         let room = sequence.room;
         Self {
             control: request.control.clone(),
@@ -57,6 +64,7 @@ impl Generation {
             max_tokens: request.max_tokens.min(room),
             finish: if request.max_tokens == 0 { Some(FinishReason::Length) } else { None },
             failed: None,
+            prefill_time: Duration::ZERO,
             decode_time: Duration::ZERO,
             sequence,
         }
@@ -131,57 +139,108 @@ impl Generation {
     }
 }
 
-/// Chooses the first token of each generation from the prompt's last rows, `[alive, hidden]`.
-pub(crate) fn first_tokens(
+/// One pass: generations that are new read their prompt, those that run feed their last token, and
+/// each chooses its next one. Returns the final hidden states of the rows that chose,
+/// `[those that took part and did not fail, hidden]`.
+///
+/// # Errors
+/// What concerns the whole pass: the device.
+pub(crate) fn step(
     model: &Model,
     generations: &mut [&mut Generation],
-    hidden: &Tensor,
-) -> Result<(), RunError> {
-    let logits = model.family.decoder().logits(hidden)?;
-    let values = model.ops.download(&logits)?;
-    for (generation, row) in generations.iter_mut().zip(values.chunks(logits.cols())) {
-        if generation.is_running() {
+    mut trace: Option<&mut dyn Trace>,
+) -> Result<Tensor, RunError> {
+    for generation in generations.iter_mut() {
+        // The pass looks at the control of those that read their prompt.
+        if generation.sequence.reads_prompt() || !generation.is_running() {
+            continue;
+        }
+        generation.failed = generation.control.check().err();
+        if let (None, Some(&id)) = (&generation.failed, generation.ids.last()) {
+            generation.sequence.pending = Pending::Token(id);
+        }
+    }
+    let mut taking: Vec<&mut &mut Generation> = generations
+        .iter_mut()
+        .filter(|g| g.failed.is_none() && g.sequence.pending_rows() > 0)
+        .collect();
+    if taking.is_empty() {
+        return Ok(Tensor::default());
+    }
+    let start = Instant::now();
+    let before: Vec<Share> = taking.iter().map(|g| Share::before(&g.sequence)).collect();
+    let is_wanted = taking.iter().any(|g| g.is_running());
+    let mut sequences: Vec<&mut Sequence> = taking.iter_mut().map(|g| &mut g.sequence).collect();
+    let mut outcome: Result<(Tensor, Vec<f32>, usize), RunError> =
+        Err(RunError::Cancelled("the pass did not run"));
+    let mut layers = Duration::ZERO;
+    model.ops.scope(&mut || {
+        outcome = (|| {
+            let hidden = pass(&*model.family, &*model.ops, &mut sequences, trace.take())?;
+            layers = start.elapsed();
+            if !is_wanted || hidden.rows() == 0 {
+                return Ok((hidden, Vec::new(), 1));
+            }
+            let logits = model.family.decoder().logits(&hidden)?;
+            let values = model.ops.download(&logits)?;
+            Ok((hidden, values, logits.cols()))
+        })();
+    });
+    let (hidden, values, width) = outcome?;
+    drop(sequences);
+    share_out(&mut taking, &before, layers, start.elapsed().saturating_sub(layers));
+    let mut rows = values.chunks(width.max(1));
+    for generation in taking {
+        generation.failed = generation.sequence.failed.take();
+        if generation.failed.is_some() {
+            continue;
+        }
+        if let Some(row) = rows.next()
+            && generation.is_running()
+        {
             generation.accept(model, row);
         }
     }
-    Ok(())
+    Ok(hidden)
 }
 
-/// Feeds the last token of every running generation and chooses the next one.
-pub(crate) fn step(model: &Model, generations: &mut [&mut Generation]) -> Result<(), RunError> {
-    for generation in generations.iter_mut() {
-        if generation.is_running()
-            && let Err(error) = generation.control.check()
-        {
-            generation.failed = Some(error);
+/// What a generation brings to a pass.
+struct Share {
+    rows: usize,
+    is_prompt: bool,
+    /// Time that its cuts took before.
+    cuts: Duration,
+}
+
+impl Share {
+    fn before(sequence: &Sequence) -> Self {
+        Self {
+            rows: sequence.pending_rows(),
+            is_prompt: sequence.reads_prompt(),
+            cuts: sequence.prune_time,
         }
     }
-    let mut running: Vec<&mut &mut Generation> =
-        generations.iter_mut().filter(|g| g.is_running()).collect();
-    if running.is_empty() {
-        return Ok(());
+}
+
+/// Shares out the time of a pass: its layers by rows, its head to those that fed a token.
+fn share_out(
+    generations: &mut [&mut &mut Generation],
+    before: &[Share],
+    layers: Duration,
+    head: Duration,
+) {
+    let pairs = generations.iter().zip(before);
+    let cuts: Duration =
+        pairs.map(|(g, share)| g.sequence.prune_time.saturating_sub(share.cuts)).sum();
+    let layers = layers.saturating_sub(cuts);
+    let rows: usize = before.iter().map(|share| share.rows).sum();
+    let tokens = before.iter().filter(|share| !share.is_prompt).count();
+    for (generation, share) in generations.iter_mut().zip(before) {
+        let own = layers.mul_f64(share.rows as f64 / rows.max(1) as f64);
+        if share.is_prompt {
+            generation.prefill_time += own;
+        } else {
+            generation.decode_time += own + head / tokens.max(1) as u32;
+        }
     }
-    let start = Instant::now();
-    let tokens: Vec<u32> =
-        running.iter().map(|g| *g.ids.last().expect("the first token was chosen")).collect();
-    let steps: Vec<usize> = running.iter().map(|g| g.ids.len() - 1).collect();
-    let mut sequences: Vec<&mut Sequence> = running.iter_mut().map(|g| &mut g.sequence).collect();
-    let mut outcome = Ok(Vec::new());
-    let mut width = 0;
-    model.ops.scope(&mut || {
-        outcome = (|| {
-            let hidden = decode_step(&*model.family, &*model.ops, &mut sequences, &tokens, &steps)?;
-            let logits = model.family.decoder().logits(&hidden)?;
-            width = logits.cols();
-            model.ops.download(&logits)
-        })();
-    });
-    let values = outcome?;
-    drop(sequences);
-    let share = start.elapsed() / running.len() as u32;
-    for (generation, row) in running.iter_mut().zip(values.chunks(width)) {
-        generation.decode_time += share;
-        generation.accept(model, row);
-    }
-    Ok(())
 }

@@ -22,6 +22,7 @@ mod batch;
 mod chains;
 mod cost;
 mod embedded;
+mod engine;
 mod error;
 mod forecast;
 mod frames;
@@ -36,9 +37,9 @@ pub mod trace;
 mod vlm;
 
 pub use answer::{Answer, Report, Times};
-pub use batch::Progress;
 pub use chains::{ChainSource, Setting, Stage, chain};
 pub use cost::Cost;
+pub use engine::{Engine, Progress, Ticket};
 pub use error::{Error, ErrorKind};
 pub use forecast::{Load, MemoryForecast};
 pub use outline::Outline;

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use secateur_core::assemble::{Parts, assemble};
 use secateur_core::batch::Sequence;
@@ -13,16 +13,14 @@ use secateur_core::memory::OutOfMemory;
 use secateur_core::model::{
     Control, Encoded, Pixels, Placeholder, Positions, Prompt, VisualLayout,
 };
-use secateur_core::prefill::prefill;
 use secateur_core::prune::Memory;
-use secateur_core::tensor::Tensor;
 use secateur_core::trace::Trace;
 
 use secateur_models::text::{Message, Part};
 
 use crate::answer::{Answer, Report, Times, ms, peak_bytes};
 use crate::error::Error;
-use crate::generate::{Generation, first_tokens};
+use crate::generate::Generation;
 use crate::outline::pixels;
 use crate::request::{PreparedClips, Request};
 use crate::vlm::{Model, Vlm};
@@ -206,40 +204,16 @@ impl Vlm {
         Ok((sequence, account))
     }
 
-    /// Decoder layers over the prompts of all sequences, and the first token of each.
-    pub(crate) fn prefill(
+    /// A request about to read its prompt.
+    pub(crate) fn begin(
         &self,
-        generations: &mut [Generation],
-        accounts: &mut [Account],
-        control: &Control,
-        mut trace: Option<&mut dyn Trace>,
-    ) -> Result<Tensor, RunError> {
-        let model = &*self.model;
-        let start = Instant::now();
-        let pruned_before: Duration = generations.iter().map(|g| g.sequence.prune_time).sum();
-        let mut sequences: Vec<Sequence> = Vec::with_capacity(generations.len());
-        for generation in generations.iter_mut() {
-            sequences.push(std::mem::take(&mut generation.sequence));
-        }
-        let mut hidden = Err(RunError::Cancelled("the prefill did not run"));
-        model.ops.scope(&mut || {
-            hidden = prefill(&*model.family, &*model.ops, &mut sequences, control, trace.take());
-        });
-        for (generation, sequence) in generations.iter_mut().zip(sequences) {
-            generation.sequence = sequence;
-            generation.failed = generation.sequence.failed.take();
-        }
-        let hidden = hidden?;
-        let pruned: Duration = generations.iter().map(|g| g.sequence.prune_time).sum();
-        let share = start.elapsed().saturating_sub(pruned - pruned_before)
-            / generations.len().max(1) as u32;
-        for account in accounts.iter_mut() {
-            account.times.prefill = ms(share);
-        }
-        let mut alive: Vec<&mut Generation> =
-            generations.iter_mut().filter(|g| g.failed.is_none()).collect();
-        first_tokens(model, &mut alive, &hidden)?;
-        Ok(hidden)
+        request: &Request,
+        chain: Arc<ResolvedChain>,
+        memories: Vec<Memory>,
+    ) -> Result<(Generation, Account), Error> {
+        let prepared = self.prepare(request, chain, memories)?;
+        let (sequence, account) = self.encode(prepared, &request.control, None)?;
+        Ok((Generation::new(&self.model, request, sequence), account))
     }
 }
 
@@ -307,6 +281,7 @@ pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Accou
     let sequence = &mut generation.sequence;
     let mut times = account.times;
     times.prune = ms(sequence.prune_time);
+    times.prefill = ms(generation.prefill_time);
     times.decode = ms(generation.decode_time);
     times.total = ms(account.started.elapsed()) + times.decode_image;
     let info = &model.info;

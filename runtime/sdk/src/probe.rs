@@ -2,7 +2,7 @@
 //! parameters, tests of chains.
 
 use crate::error::Error;
-use crate::generate::Generation;
+use crate::generate::step;
 use crate::pipeline::guarded;
 use crate::request::Request;
 use crate::vlm::Vlm;
@@ -29,11 +29,9 @@ impl Vlm {
             let mut session = self.session();
             let chain = session.plan(request)?;
             let memories = session.memories(&chain);
-            let prepared = self.prepare(request, chain, memories)?;
-            let (sequence, account) = self.encode(prepared, &request.control, None)?;
-            let mut generations = [Generation::new(&self.model, request, sequence)];
-            let hidden = self.prefill(&mut generations, &mut [account], &request.control, None)?;
-            match generations[0].failed.take() {
+            let (mut generation, _) = self.begin(request, chain, memories)?;
+            let hidden = step(&self.model, &mut [&mut generation], None)?;
+            match generation.failed.take() {
                 Some(error) => Err(error.into()),
                 None => Ok(self.model.ops.download(&hidden)?),
             }

@@ -72,13 +72,8 @@ impl Session {
         let memories = self.memories(&chain);
         let vlm = self.vlm.clone();
         let result = guarded(|| {
-            let prepared = vlm.prepare(&request, chain, memories)?;
-            let (sequence, account) = vlm.encode(prepared, &request.control, None)?;
-            let mut generations = vec![Generation::new(&vlm.model, &request, sequence)];
-            let mut accounts = vec![account];
-            vlm.prefill(&mut generations, &mut accounts, &request.control, None)?;
-            let generation = generations.pop().expect("one was put in");
-            let account = accounts.pop().expect("one was put in");
+            let (mut generation, account) = vlm.begin(&request, chain, memories)?;
+            step(&vlm.model, &mut [&mut generation], None)?;
             Ok((generation, account))
         });
         let (mut generation, account) = result?;
@@ -124,7 +119,7 @@ impl Iterator for Stream<'_> {
             }
             let model = self.session.vlm.model.clone();
             let stepped =
-                guarded(|| step(&model, &mut [&mut self.generation]).map_err(Error::from));
+                guarded(|| Ok(step(&model, &mut [&mut self.generation], None).map(drop)?));
             if let Err(error) = stepped {
                 self.done = true;
                 return Some(Err(error));

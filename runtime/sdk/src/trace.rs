@@ -142,20 +142,17 @@ impl Vlm {
         let last = prepared.positions.prompt.iter().flatten().copied().max().unwrap_or(0);
         tensors.ints("rope_delta", &[1], &[i64::from(last) + 1 - ids.len() as i64]);
         self.received(&mut tensors, &prepared)?;
-        let (sequence, account) = self.encode(prepared, &request.control, Some(&mut tensors))?;
-        let mut generations = vec![Generation::new(model, request, sequence)];
-        generations[0].logits = Some(Vec::new());
-        let mut accounts = vec![account];
-        let hidden =
-            self.prefill(&mut generations, &mut accounts, &request.control, Some(&mut tensors))?;
-        let mut generation = generations.pop().expect("one was put in");
+        let (sequence, _) = self.encode(prepared, &request.control, Some(&mut tensors))?;
+        let mut generation = Generation::new(model, request, sequence);
+        generation.logits = Some(Vec::new());
+        let hidden = step(model, &mut [&mut generation], Some(&mut tensors))?;
         if let Some(error) = generation.failed.take() {
             return Err(error.into());
         }
         let logits = model.ops.download(&model.family.decoder().logits(&hidden)?)?;
         tensors.floats("logits", &[logits.len()], &logits);
         while generation.is_running() {
-            step(model, &mut [&mut generation])?;
+            step(model, &mut [&mut generation], None)?;
         }
         if let Some(error) = generation.failed.take() {
             return Err(error.into());

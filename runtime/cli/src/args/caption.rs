@@ -88,7 +88,7 @@ pub(crate) struct CaptionArgs {
     /// Say what would be done, and do nothing
     #[arg(long, help_heading = "Selection")]
     pub(crate) dry_run: bool,
-    /// Pictures in one pass
+    /// Pictures in flight at a time
     #[arg(short, long, value_name = "auto|N", default_value = "auto", value_parser = values::auto, help_heading = "Speed")]
     pub(crate) batch_size: Auto,
     /// Threads that decode pictures [default: cores]

@@ -157,6 +157,13 @@ pub(crate) struct BenchArgs {
     /// Measured rounds; the runs take turns within each
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = super::at_least_one)]
     pub(crate) repeats: usize,
+    /// Caption that many pictures instead, lengths of 8 to 512 tokens, side by side and in batches
+    /// that wait for their longest
+    #[arg(long, value_name = "N", value_parser = super::at_least_one)]
+    pub(crate) captions: Option<usize>,
+    /// Captions in flight at a time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = super::at_least_one)]
+    pub(crate) in_flight: usize,
     /// One JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use secateur::{ChainSpec, Clip, Report, Request, Vlm};
 use serde::Serialize;
 
+use super::bench_captions;
 use crate::args::BenchArgs;
 use crate::hub::Needs;
 use crate::job;
@@ -109,7 +110,8 @@ impl Run {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle of some values; 0 of none.
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => 0.0,
@@ -129,6 +131,15 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
     let vlm = open(args, console)?;
     console.note(&format!("{} on {}", vlm.info().name, vlm.describe()));
     let side = side_of(&vlm, args.visual)?;
+    if let Some(captions) = args.captions {
+        let measured = bench_captions::measure(args, &vlm, side, captions, console)?;
+        if args.json {
+            console.json(&measured)?;
+        } else {
+            console.result(&measured.page())?;
+        }
+        return Ok(Outcome::Done);
+    }
     let clips = (0..args.pictures as u64).map(|seed| noise(side, seed)).collect::<Result<_>>()?;
     let measured = measure(args, &vlm, clips, console)?;
     let rows = rows(&vlm, &measured);
@@ -183,7 +194,7 @@ fn side_of(vlm: &Vlm, visual: Option<usize>) -> Result<u32> {
 }
 
 /// A picture without structure, so that no pruner sees ties.
-fn noise(side: u32, seed: u64) -> Result<Clip> {
+pub(super) fn noise(side: u32, seed: u64) -> Result<Clip> {
     let mut state = 0x9E37_79B9_7F4A_7C15u64 ^ seed;
     let bytes: Vec<u8> = (0..side as usize * side as usize * 3)
         .map(|_| {
@@ -198,7 +209,7 @@ fn noise(side: u32, seed: u64) -> Result<Clip> {
 }
 
 /// A question of about that many tokens.
-fn words(tokens: usize) -> String {
+pub(super) fn words(tokens: usize) -> String {
     // A letter a token in the tokenizers of shapes; near enough in trained ones.
     "e".repeat(tokens.max(1))
 }

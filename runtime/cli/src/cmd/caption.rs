@@ -1,15 +1,19 @@
 //! `caption`: a caption for every picture, restartable, one bad file never stops the job.
 //!
 //! Invariants
-//! - A batch is either written whole or not at all before a first signal ends the job.
+//! - A caption is written as soon as it is there; what is in flight when a first signal or too many
+//!   failures stop the job is finished and written.
+//! - At most `--batch-size` pictures are in flight; the next one in the list enters when one has
+//!   ended. Who runs beside whom does not depend on which thread decodes faster.
 //! - A picture that cannot be decoded never reaches the model; one that the model refuses does
-//!   not touch the others of its batch.
+//!   not touch those beside it.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
-use secateur::{Answer, Load, Request, Vlm};
+use secateur::{Answer, Load, Request, Ticket, Vlm};
 
 use crate::args::CaptionArgs;
 use crate::args::values::Auto;
@@ -88,7 +92,7 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
     };
     let batch_size = match most {
         Some(most) if most < batch_size => {
-            console.note(&format!("--max-memory: {most} in one pass instead of {batch_size}"));
+            console.note(&format!("--max-memory: {most} in flight instead of {batch_size}"));
             most
         }
         _ => batch_size,
@@ -195,6 +199,13 @@ struct Prepared {
     stamp: Option<Stamp>,
 }
 
+/// A picture that the model works on.
+struct Flying {
+    index: usize,
+    info: ImageInfo,
+    stamp: Option<Stamp>,
+}
+
 impl Ready for Prepared {
     fn bytes(&self) -> usize {
         self.request.picture_bytes()
@@ -241,7 +252,7 @@ impl Worker<'_> {
                 scope.spawn(|| feed.work());
             }
             let ended =
-                self.batches(selection, &plan.todo, &feed, sink, &mut summary, &mut progress);
+                self.captions(selection, &plan.todo, &feed, sink, &mut summary, &mut progress);
             feed.stop();
             ended
         });
@@ -269,9 +280,9 @@ impl Worker<'_> {
         })
     }
 
-    /// Runs batch after batch; gives the reason if it stopped before the end, and how many pictures
-    /// were not tried.
-    fn batches(
+    /// Captions picture after picture, several in flight; gives the reason if it stopped before the
+    /// end, and how many pictures were not tried.
+    fn captions(
         &self,
         selection: &Selection,
         todo: &[usize],
@@ -280,97 +291,88 @@ impl Worker<'_> {
         summary: &mut Summary,
         progress: &mut Progress<'_>,
     ) -> Result<Option<(Outcome, usize)>> {
-        let mut at = 0;
-        let mut failed_now = 0;
-        while at < todo.len() {
-            if let Some(outcome) = self.signals.stop() {
-                return Ok(Some((outcome, todo.len() - at)));
+        let mut engine = self.vlm.engine(self.batch_size);
+        let mut flying: HashMap<Ticket, Flying> = HashMap::new();
+        let mut stopped = None;
+        let (mut taken, mut through, mut failed) = (0, 0, 0);
+        loop {
+            stopped = stopped.or_else(|| self.signals.stop());
+            let mut finished = Vec::new();
+            while stopped.is_none() && finished.is_empty() && engine.has_room() {
+                let waited = Instant::now();
+                let Some(picture) = feed.take() else { break };
+                // Nothing ran while the next picture was not there.
+                engine.extend_deadlines(waited.elapsed());
+                let index = todo[taken];
+                taken += 1;
+                match picture {
+                    Ok(Prepared { request, info, stamp }) => {
+                        let ticket = engine.submit(request.deadline(self.deadline(todo.len())));
+                        flying.insert(ticket, Flying { index, info, stamp });
+                    }
+                    Err(error) => {
+                        // Of one that could not be read, as it is.
+                        let stamp = Stamp::of(&selection.items[index].path);
+                        finished.push(finish(selection, index, stamp, sink, Err(error)));
+                    }
+                }
             }
-            let decoded = feed.take(self.batch_size);
-            let indices = &todo[at..at + decoded.len()];
-            at += decoded.len();
-            let finished = self.batch(selection, indices, decoded, sink);
-            let failed = finished.iter().filter(|f| f.record.error.is_some()).count();
-            failed_now += failed;
-            for done in &finished {
-                summary.add(&done.record);
+            for (ticket, answer) in engine.step() {
+                let Some(Flying { index, info, stamp }) = flying.remove(&ticket) else { continue };
+                let outcome = self.outcome(&selection.items[index], info, answer);
+                finished.push(finish(selection, index, stamp, sink, outcome));
             }
-            let through = finished.len();
-            sink.write(finished)?;
-            progress.advance(through - failed, failed);
-            let is_over = self.args.fail_fast && failed_now > 0
-                || self.args.max_failures.is_some_and(|most| most.is_exceeded(failed_now, at));
-            if is_over {
-                return Ok(Some((Outcome::Stopped, todo.len() - at)));
+            if !finished.is_empty() {
+                let failed_now = finished.iter().filter(|f| f.record.error.is_some()).count();
+                let through_now = finished.len();
+                for done in &finished {
+                    summary.add(&done.record);
+                }
+                sink.write(finished)?;
+                progress.advance(through_now - failed_now, failed_now);
+                through += through_now;
+                failed += failed_now;
+                let is_over = self.args.fail_fast && failed > 0
+                    || self.args.max_failures.is_some_and(|m| m.is_exceeded(failed, through));
+                if is_over {
+                    stopped = stopped.or(Some(Outcome::Stopped));
+                }
+            }
+            if engine.is_idle() && (stopped.is_some() || taken == todo.len()) {
+                return Ok(stopped.map(|outcome| (outcome, todo.len() - taken)));
             }
         }
-        Ok(None)
     }
 
-    fn batch(
+    /// Until when a picture that enters now may take. It has the time that was asked for, and so has
+    /// each of those that may run beside it.
+    fn deadline(&self, pictures: usize) -> Instant {
+        Instant::now() + self.job.item_timeout * self.batch_size.min(pictures) as u32
+    }
+
+    /// What became of a picture that was in flight.
+    fn outcome(
         &self,
-        selection: &Selection,
-        indices: &[usize],
-        decoded: Vec<Result<Prepared, ErrorInfo>>,
-        sink: &dyn Sink,
-    ) -> Vec<Finished> {
-        // Each picture has the time that was asked for; together they have the sum.
-        let pictures = decoded.iter().filter(|d| d.is_ok()).count() as u32;
-        let deadline = Instant::now() + self.job.item_timeout * pictures.max(1);
-        let mut requests = Vec::new();
-        let mut slots = Vec::new();
-        let mut stamps = Vec::new();
-        for (&index, decoded) in indices.iter().zip(decoded) {
-            // As it was when it was read; of one that could not be, as it is.
-            stamps.push(match &decoded {
-                Ok(picture) => picture.stamp.clone(),
-                Err(_) => Stamp::of(&selection.items[index].path),
-            });
-            slots.push(decoded.map(|Prepared { request, info, .. }| {
-                requests.push(request.deadline(deadline));
-                info
-            }));
+        item: &Item,
+        info: ImageInfo,
+        answer: Result<Answer, secateur::Error>,
+    ) -> Result<Caption, ErrorInfo> {
+        let error = match answer {
+            Ok(answer) => return Ok(self.caption(answer, info)),
+            Err(error) => error,
+        };
+        let mut failed = of_run(&error, &item.path);
+        if failed.kind == ErrorKind::Timeout {
+            failed.message = format!(
+                "{}: no caption within --item-timeout {:?}",
+                item.path.display(),
+                self.job.item_timeout
+            );
         }
-        let start = Instant::now();
-        let mut answers = self.vlm.batch(requests);
-        share_out(start.elapsed().as_secs_f64() * 1e3, &mut answers);
-        let mut answers = answers.into_iter();
-        indices
-            .iter()
-            .zip(slots)
-            .zip(stamps)
-            .map(|((&index, slot), stamp)| {
-                let item = selection.items[index].clone();
-                let path = sink.record_path(&item);
-                let file = FileInfo::new(&item, &selection.root_places[item.root], &path, stamp);
-                let outcome = slot.and_then(|info| match answers.next() {
-                    Some(Ok(answer)) => Ok(self.caption(answer, info)),
-                    Some(Err(error)) => {
-                        let mut failed = of_run(&error, &item.path);
-                        if failed.kind == ErrorKind::Timeout {
-                            failed.message = format!(
-                                "{}: no caption within --item-timeout {:?}",
-                                item.path.display(),
-                                self.job.item_timeout
-                            );
-                        }
-                        if let Some(advice) = advice(&error, info.frames) {
-                            failed.message = format!("{}; {advice}", failed.message);
-                        }
-                        Err(failed)
-                    }
-                    None => Err(ErrorInfo::new(
-                        ErrorKind::Internal,
-                        "the batch gave no result for this picture",
-                    )),
-                });
-                let record = match outcome {
-                    Ok(caption) => Record::ok(index, path, file, caption),
-                    Err(error) => Record::error(index, path, file, error),
-                };
-                Finished { item, record }
-            })
-            .collect()
+        if let Some(advice) = advice(&error, info.frames) {
+            failed.message = format!("{}; {advice}", failed.message);
+        }
+        Err(failed)
     }
 
     /// A picture as the model takes it, with what is asked about it; any thread may do this.
@@ -436,7 +438,8 @@ impl Worker<'_> {
                 prune: ms.prune,
                 prefill: ms.prefill,
                 decode: ms.decode,
-                total: ms.total,
+                // Its share of what ran beside it, not how long that took.
+                total: ms.decode_image + ms.process + ms.encode + ms.prune + ms.prefill + ms.decode,
             }
             .rounded(),
             batch: report.batch,
@@ -444,20 +447,22 @@ impl Worker<'_> {
     }
 }
 
-/// Makes the totals of a batch sum to what the batch took: each picture has the time of its own
-/// stages, and what no stage accounts for is shared out evenly. Decoding and resizing a picture come
-/// on top, since they happened beside earlier batches.
-fn share_out(batch_ms: f64, answers: &mut [Result<Answer, secateur::Error>]) {
-    let stages = |answer: &Answer| {
-        let ms = answer.report.ms;
-        ms.encode + ms.prune + ms.prefill + ms.decode
+/// The record of a picture that is through; `stamp` is its file as it was read.
+fn finish(
+    selection: &Selection,
+    index: usize,
+    stamp: Option<Stamp>,
+    sink: &dyn Sink,
+    outcome: Result<Caption, ErrorInfo>,
+) -> Finished {
+    let item = selection.items[index].clone();
+    let path = sink.record_path(&item);
+    let file = FileInfo::new(&item, &selection.root_places[item.root], &path, stamp);
+    let record = match outcome {
+        Ok(caption) => Record::ok(index, path, file, caption),
+        Err(error) => Record::error(index, path, file, error),
     };
-    let of_stages: f64 = answers.iter().flatten().map(stages).sum();
-    let rest = (batch_ms - of_stages).max(0.0) / answers.iter().flatten().count().max(1) as f64;
-    for answer in answers.iter_mut().flatten() {
-        let ahead = answer.report.ms.decode_image + answer.report.ms.process;
-        answer.report.ms.total = ahead + stages(answer) + rest;
-    }
+    Finished { item, record }
 }
 
 /// `{stem}` and `{dir}` of a prompt.

@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod bench;
+mod bench_captions;
 pub(crate) mod calibrate;
 pub(crate) mod caption;
 pub(crate) mod config;

@@ -1,8 +1,11 @@
-//! The one loop that runs decoder layers and stages in turn.
+//! The one loop that runs decoder layers and stages in turn: prompts, chunks of text and single
+//! tokens of many sequences in one ragged pass.
 //!
 //! Invariants
-//! - A layer is run once for all sequences of the batch; between layers each sequence's own stages
-//!   cut its own rows.
+//! - A layer is run once for all rows of the pass. Between layers a sequence's own stages cut the
+//!   rows of its prompt; what is read behind a prompt is never cut.
+//! - Mask, positions and cache are a sequence's own, so that what it gives does not depend on what
+//!   others bring. What fails in one sequence ends that one.
 //! - Keys that a probe projected are not projected again by the layer, and rotations of rows that
 //!   stay where they are are not computed again.
 //! - A layer's cache holds the rows that ran through it, with the positions they had there.
@@ -13,11 +16,11 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::assemble::cut_rows;
-use crate::batch::{Sequence, choose, report};
+use crate::batch::{Pending, Sequence, choose, pending, report};
 use crate::cache::{LayerCache, Origin, Position};
 use crate::chain::ResolvedStage;
 use crate::error::RunError;
-use crate::model::{Control, Family, LayerPass, LayerSequence};
+use crate::model::{Family, LayerPass, LayerSequence};
 use crate::ops::{Mask, Ops, Queries, Rotation, RowSum, ScoreRequest};
 use crate::prune::{PositionPolicy, Selection, Site};
 use crate::reports::{Report, Reports};
@@ -25,33 +28,39 @@ use crate::signal::{Rows, Signal};
 use crate::tensor::Tensor;
 use crate::trace::Trace;
 
-/// Runs the prompt of every living sequence through the decoder.
+/// Runs what every living sequence pends through the decoder, and leaves nothing pending.
 ///
-/// Returns the final hidden state of the last prompt row of each sequence that is still alive,
-/// `[alive, hidden]`, in their order.
+/// Returns the final hidden state of the last row of each sequence that took part and is still
+/// alive, `[alive, hidden]`, in their order.
 ///
 /// # Errors
-/// What concerns the whole batch: cancelled, device. What concerns one sequence is put into
-/// [`Sequence::failed`].
-pub fn prefill(
+/// What concerns the whole pass: the device. What concerns one sequence is put into
+/// [`Sequence::failed`]: a stage that refused, a stop between the layers of its prompt, a full
+/// cache, an id outside the vocabulary.
+pub fn pass(
     family: &dyn Family,
     ops: &dyn Ops,
-    sequences: &mut [Sequence],
-    control: &Control,
+    sequences: &mut [&mut Sequence],
     mut trace: Option<&mut dyn Trace>,
 ) -> Result<Tensor, RunError> {
-    let layers = family.info().decoder.layers;
     let mut batch = Batch::new(family, ops, sequences)?;
-    for layer in 0..layers {
-        control.check()?;
+    for layer in 0..family.info().decoder.layers {
+        batch.stop_late_prompts()?;
         batch.cut(layer)?;
+        if batch.sequences.is_empty() {
+            break;
+        }
         batch.run_layer(layer)?;
         if let Some(trace) = trace.as_deref_mut() {
             batch.trace_layer(layer, trace)?;
         }
     }
     batch.collect()?;
-    batch.last_rows()
+    let outputs = batch.outputs()?;
+    for sequence in sequences {
+        sequence.pending = Pending::Nothing;
+    }
+    Ok(outputs)
 }
 
 /// The living sequences and their rows, one below the other.
@@ -60,7 +69,11 @@ struct Batch<'a> {
     ops: &'a dyn Ops,
     sequences: Vec<&'a mut Sequence>,
     x: Tensor,
-    /// Of the rows of `x`, one a kind of layer; empty while positions have changed.
+    /// Of the rows of `x`, where rotations are.
+    positions: Vec<Position>,
+    /// Room for the positions of the next layer.
+    spare: Vec<Position>,
+    /// Of those positions, one a kind of layer; empty while positions have changed.
     rotations: Vec<Rotation>,
     /// Unrotated keys from a probe of the layer about to run, one a sequence.
     keys: Vec<Option<Tensor>>,
@@ -72,32 +85,63 @@ impl<'a> Batch<'a> {
     fn new(
         family: &'a dyn Family,
         ops: &'a dyn Ops,
-        sequences: &'a mut [Sequence],
+        sequences: &'a mut [&mut Sequence],
     ) -> Result<Self, RunError> {
-        let sequences: Vec<&mut Sequence> = sequences.iter_mut().filter(|s| s.is_alive()).collect();
-        let rows = sequences.iter().map(|s| s.rows.len()).sum();
-        let mut x = ops.zeros(rows, family.info().decoder.hidden)?;
-        let mut first = 0;
-        for sequence in &sequences {
-            ops.write_rows(&mut x, first, &sequence.embeddings);
-            first += sequence.rows.len();
-        }
+        let info = &family.info().decoder;
+        let takes_part = |s: &&mut Sequence| s.is_alive() && s.pending_rows() > 0;
+        let sequences = sequences.iter_mut().map(|s| &mut **s).filter(takes_part);
+        let mut sequences: Vec<&mut Sequence> = sequences
+            .filter_map(|sequence| match sequence.check_pending(info.layers, info.vocab) {
+                Ok(()) => Some(sequence),
+                Err(error) => {
+                    sequence.failed = Some(error);
+                    None
+                }
+            })
+            .collect();
+        let x = pending(family, ops, &mut sequences)?;
         let keys = sequences.iter().map(|_| None).collect();
-        let reports = Reports::default();
-        Ok(Self { family, ops, sequences, x, rotations: Vec::new(), keys, reports })
+        Ok(Self {
+            family,
+            ops,
+            sequences,
+            x,
+            positions: Vec::new(),
+            spare: Vec::new(),
+            rotations: Vec::new(),
+            keys,
+            reports: Reports::default(),
+        })
     }
 
-    fn positions(&self) -> Vec<Position> {
-        self.sequences.iter().flat_map(|s| s.positions.iter().copied()).collect()
+    /// Takes out those whose prompt is to stop: cancelled, or past their deadline.
+    fn stop_late_prompts(&mut self) -> Result<(), RunError> {
+        let mut stops = false;
+        for sequence in self.sequences.iter_mut().filter(|s| s.reads_prompt()) {
+            sequence.failed = sequence.control.check().err();
+            stops |= !sequence.is_alive();
+        }
+        if stops { self.collect().map(drop) } else { Ok(()) }
     }
 
-    /// Makes the rotations of the rows as they stand, unless they are there.
-    fn rotate(&mut self) {
-        if self.rotations.is_empty() {
-            let positions = self.positions();
+    /// Makes the rotations of the rows as they stand in `layer`, unless they are there.
+    fn rotate(&mut self, layer: usize) {
+        let mut positions = std::mem::take(&mut self.spare);
+        positions.clear();
+        for sequence in &self.sequences {
+            if sequence.reads_prompt() {
+                positions.extend_from_slice(&sequence.positions);
+            } else {
+                let next = sequence.cache.layers[layer].next;
+                let rows = sequence.pending_rows() as i32;
+                positions.extend((next..next + rows).map(|p| [p; 3]));
+            }
+        }
+        if self.rotations.is_empty() || positions != self.positions {
             let frequencies = self.family.decoder().frequencies().iter();
             self.rotations = frequencies.map(|f| self.ops.rotation(f, &positions)).collect();
         }
+        self.spare = std::mem::replace(&mut self.positions, positions);
     }
 
     fn ranges(&self) -> Vec<Range<usize>> {
@@ -105,7 +149,7 @@ impl<'a> Batch<'a> {
         self.sequences
             .iter()
             .map(|s| {
-                let range = first..first + s.rows.len();
+                let range = first..first + s.pending_rows();
                 first = range.end;
                 range
             })
@@ -116,13 +160,16 @@ impl<'a> Batch<'a> {
     fn cut(&mut self, layer: usize) -> Result<(), RunError> {
         self.keys.iter_mut().for_each(|k| *k = None);
         let site = Site::Decoder(layer);
-        if self.sequences.iter().all(|s| s.chain.at(site).next().is_none()) {
+        let is_cut = |s: &Sequence| s.reads_prompt() && s.chain.at(site).next().is_some();
+        if !self.sequences.iter().any(|s| is_cut(s)) {
             return Ok(());
         }
         let mut probing = Vec::new();
         for (i, range) in self.ranges().into_iter().enumerate() {
             let start = Instant::now();
-            self.probe(i, layer, &range)?;
+            if is_cut(self.sequences[i]) {
+                self.probe(i, layer, &range)?;
+            }
             probing.push(start.elapsed());
         }
         let stayed = self.collect()?;
@@ -131,9 +178,13 @@ impl<'a> Batch<'a> {
         // For each sequence its new rows within its own range; `None` if nothing changes.
         let mut outcomes: Vec<Option<Cutting>> = Vec::new();
         for i in 0..ranges.len() {
-            let chain = self.sequences[i].chain.clone();
             let mut outcome = None;
             let mut before = probing.next().unwrap_or_default();
+            if !is_cut(self.sequences[i]) {
+                outcomes.push(outcome);
+                continue;
+            }
+            let chain = self.sequences[i].chain.clone();
             for stage in chain.at(site) {
                 let start = Instant::now();
                 match self.stage(i, stage, std::mem::take(&mut before)) {
@@ -165,7 +216,7 @@ impl<'a> Batch<'a> {
         if probes.is_empty() {
             return Ok(());
         }
-        self.rotate();
+        self.rotate(layer);
         let (mut own, own_rotations): (_, Vec<Rotation>);
         let (x, rotations) = if self.sequences.len() == 1 {
             (&self.x, &self.rotations)
@@ -278,6 +329,9 @@ impl<'a> Batch<'a> {
         if outcomes.iter().flatten().any(|cutting| cutting.renumbered) {
             self.rotations.clear();
         }
+        if !self.rotations.is_empty() {
+            self.positions = index.iter().map(|&r| self.positions[r as usize]).collect();
+        }
         for rotation in &mut self.rotations {
             *rotation = self.ops.rotation_rows(rotation, &index);
         }
@@ -309,43 +363,36 @@ impl<'a> Batch<'a> {
         let dtype = self.ops.precision().dtype();
         let requests: Vec<Requests> =
             self.sequences.iter().map(|s| Requests::of(s, layer)).collect();
-        let positions = self.positions();
-        self.rotate();
-        for sequence in &mut self.sequences {
+        self.rotate(layer);
+        for sequence in self.sequences.iter_mut().filter(|s| s.reads_prompt()) {
             let capacity = sequence.rows.len() + sequence.room;
-            sequence.cache.layers.push(LayerCache::new(
-                info.kv_heads,
-                info.head_dim,
-                capacity,
-                dtype,
-            ));
-            sequence.next_position.push(sequence.next);
+            let cache = LayerCache::new(info.kv_heads, info.head_dim, capacity, dtype);
+            sequence.cache.layers.push(LayerCache { next: sequence.next, ..cache });
         }
-        let origins: Vec<Vec<Origin>> = self.sequences.iter().map(|s| s.origins()).collect();
-        let mask = if info.prefix_lm { Mask::Full } else { Mask::Causal };
         let mut pass = LayerPass {
-            positions: &positions,
+            positions: &self.positions,
             rotations: &self.rotations,
             sequences: Vec::new(),
             wants_transitions: requests.iter().any(|r| r.transitions),
             transitions: None,
         };
         for (i, sequence) in self.sequences.iter_mut().enumerate() {
+            let is_prefix = info.prefix_lm && sequence.reads_prompt();
             pass.sequences.push(LayerSequence {
                 rows: ranges[i].clone(),
-                cache: sequence.cache.layers.last_mut().expect("one was pushed above"),
-                mask,
+                cache: &mut sequence.cache.layers[layer],
+                mask: if is_prefix { Mask::Full } else { Mask::Causal },
                 scores: &requests[i].scores,
                 score_out: Vec::new(),
                 keys: self.keys[i].take(),
             });
         }
         self.family.decoder().layer(layer, &mut self.x, &mut pass)?;
-        for (sequence, origins) in pass.sequences.iter_mut().zip(origins) {
-            sequence.cache.origins.extend(origins);
-        }
         let transitions = pass.transitions;
         let scores: Vec<Vec<Tensor>> = pass.sequences.into_iter().map(|s| s.score_out).collect();
+        for sequence in &mut self.sequences {
+            sequence.file_rows(layer);
+        }
         for (i, rows) in scores.into_iter().enumerate() {
             for (&signal, row) in requests[i].signals.iter().zip(rows) {
                 self.reports.push(Report::Scores { sequence: i, layer, signal, row });
@@ -354,7 +401,7 @@ impl<'a> Batch<'a> {
             let places = || -> Vec<u32> {
                 sequence.visual.iter().map(|&v| v + ranges[i].start as u32).collect()
             };
-            if let Some(level) = sequence.levels.get(layer) {
+            if let Some(level) = sequence.levels.get(layer).filter(|_| sequence.reads_prompt()) {
                 self.ops.add_rows(&mut self.x, &places(), level);
             }
             if requests[i].hidden {
@@ -369,24 +416,35 @@ impl<'a> Batch<'a> {
             let takers = takers.map(|(i, (_, range))| (i, range.clone())).collect();
             self.reports.push(Report::Transitions { layer, modules, takers });
         }
-        self.reports.push(Report::Last { layer, rows: self.last_hidden() });
+        let takers: Vec<usize> =
+            (0..ranges.len()).filter(|&i| self.sequences[i].reads_prompt()).collect();
+        if !takers.is_empty() {
+            let rows = self.last_rows(takers.iter().map(|&i| &ranges[i]));
+            self.reports.push(Report::Last { layer, rows, takers });
+        }
         Ok(())
     }
 
-    fn last_hidden(&self) -> Tensor {
-        let index: Vec<u32> = self.ranges().iter().map(|r| (r.end - 1) as u32).collect();
+    /// The last row of each of some ranges.
+    fn last_rows<'r>(&self, ranges: impl Iterator<Item = &'r Range<usize>>) -> Tensor {
+        let index: Vec<u32> = ranges.map(|r| (r.end - 1) as u32).collect();
         let mut rows = Tensor::default();
         self.ops.gather_rows(&self.x, &index, &mut rows);
         rows
     }
 
-    fn last_rows(&self) -> Result<Tensor, RunError> {
-        self.family.decoder().final_hidden(&self.last_hidden())
+    /// Final hidden states of the rows that somebody waits for.
+    fn outputs(&self) -> Result<Tensor, RunError> {
+        let decoder = self.family.decoder();
+        if self.x.rows() == self.sequences.len() {
+            return decoder.final_hidden(&self.x);
+        }
+        decoder.final_hidden(&self.last_rows(self.ranges().iter()))
     }
 
     fn trace_layer(&self, layer: usize, trace: &mut dyn Trace) -> Result<(), RunError> {
         let [sequence] = self.sequences.as_slice() else { return Ok(()) };
-        let last = self.ops.download(&self.last_hidden())?;
+        let last = self.ops.download(&self.last_rows(self.ranges().iter()))?;
         trace.floats(&format!("layer.{layer}.last_hidden"), &[last.len()], &last);
         let cache = &sequence.cache.layers[layer];
         trace.ints(&format!("layer.{layer}.kv_len"), &[1], &[cache.len as i64]);
@@ -432,6 +490,27 @@ fn kept_rows(rows: usize, visual: &[u32], selection: &Selection) -> Vec<u32> {
 }
 
 impl Sequence {
+    /// Says of the rows that ran through `layer` what they stand for.
+    fn file_rows(&mut self, layer: usize) {
+        match &self.pending {
+            Pending::Nothing => {}
+            Pending::Prompt(_) => {
+                let origins = self.origins();
+                self.cache.layers[layer].origins.extend(origins);
+            }
+            Pending::Chunk(ids) => {
+                let cache = &mut self.cache.layers[layer];
+                cache.origins.extend(ids.iter().map(|_| Origin::Text));
+                cache.next += ids.len() as i32;
+            }
+            Pending::Token(_) => {
+                let cache = &mut self.cache.layers[layer];
+                cache.origins.push(Origin::Generated);
+                cache.next += 1;
+            }
+        }
+    }
+
     /// What each of its rows stands for.
     fn origins(&self) -> Vec<Origin> {
         let mut origins = vec![Origin::Text; self.rows.len()];
@@ -443,7 +522,7 @@ impl Sequence {
 
     /// Rows of the current sequence that `rows` names.
     fn query_rows(&self, rows: Rows) -> Vec<u32> {
-        let last = self.rows.len() as u32 - 1;
+        let last = self.pending_rows() as u32 - 1;
         let after = self.visual.last().map_or(0, |&v| v + 1);
         match rows {
             Rows::Last => vec![last],
@@ -506,7 +585,9 @@ impl Requests {
     fn of(sequence: &Sequence, layer: usize) -> Self {
         let mut requests =
             Self { scores: Vec::new(), signals: Vec::new(), transitions: false, hidden: false };
-        for signal in sequence.chain.signals() {
+        // Stages read rows of the prompt.
+        let signals = sequence.reads_prompt().then(|| sequence.chain.signals());
+        for signal in signals.into_iter().flatten() {
             match signal {
                 Signal::Attention { layer: l, rows } if l == layer => {
                     let queries = match rows {
@@ -522,7 +603,7 @@ impl Requests {
             }
         }
         for observed in sequence.observed_layers().filter(|&l| l == layer) {
-            // The last prompt row produces the first generated token.
+            // The last row produces the next token.
             let queries = Queries::Listed(sequence.query_rows(Rows::Last));
             requests.scores.push(ScoreRequest { queries, mean: true });
             requests.signals.push(Signal::GeneratedRows { layer: observed });
