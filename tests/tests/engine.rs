@@ -61,8 +61,8 @@ fn request(kind: usize, seed: u64, tokens: usize) -> Request {
 
 /// What a request with that kind and seed gives alone, at its longest.
 fn alone(kind: usize, seed: u64) -> Arc<Answer> {
-    static SEEN: LazyLock<Mutex<BTreeMap<(usize, u64), Arc<Answer>>>> =
-        LazyLock::new(Mutex::default);
+    type Seen = Mutex<BTreeMap<(usize, u64), Arc<Answer>>>;
+    static SEEN: LazyLock<Seen> = LazyLock::new(Mutex::default);
     let mut seen = SEEN.lock().expect("no test failed inside");
     let run = || {
         let mut session = VLM.session();
