@@ -165,13 +165,25 @@ pub(crate) fn most_requests(
     )
 }
 
-/// [`open`], if `--max-memory` has room for a request without a chain.
+/// [`most_requests`] of requests without a chain that are made `wanted` at a time: as many of them as
+/// there is room for, with a note where that is fewer.
 ///
 /// # Errors
-/// As [`open`] and [`most_requests`].
-pub(crate) fn open_within(model: &ModelArgs, limits: &LimitArgs, console: &Console) -> Result<Vlm> {
-    most_requests(model, limits, &ChainSpec::default(), &Load::default(), console)?;
-    open(model, console)
+/// As [`most_requests`].
+pub(crate) fn requests_within(
+    wanted: usize,
+    model: &ModelArgs,
+    limits: &LimitArgs,
+    max_tokens: usize,
+    console: &Console,
+) -> Result<usize> {
+    let load = Load { max_tokens, ..Load::default() };
+    let most = most_requests(model, limits, &ChainSpec::default(), &load, console)?;
+    let most = most.unwrap_or(wanted);
+    if most < wanted {
+        console.note(&format!("--max-memory: {most} in one pass instead of {wanted}"));
+    }
+    Ok(most.min(wanted))
 }
 
 /// Reads what a model, or a named shape, is; none of its weights.

@@ -486,4 +486,16 @@ fn a_limit_on_memory_makes_batches_smaller_or_says_what_is_needed() {
         assert_eq!(code, 1, "{err}");
         assert!(err.contains("needs about"), "{err}");
     }
+    let judges: [&[&str]; 3] = [
+        &["eval", "in", "--out", "out"],
+        &["tune", "--images", "in", "--keep", "16", "--out", "out"],
+        &["calibrate", "--images", "in", "--layer", "2", "--out", "t.json"],
+    ];
+    for judge in judges {
+        let (code, _, err) =
+            texts(&run(folder.path(), &[judge, &["--max-memory", "1MiB"]].concat()));
+        assert_eq!(code, 1, "{judge:?}: {err}");
+        assert!(err.contains("needs about"), "{judge:?}: {err}");
+        assert!(!folder.path().join("out").exists());
+    }
 }

@@ -36,6 +36,7 @@ pub(crate) fn run(args: &CalibrateArgs, console: &Console) -> Result<Outcome> {
     let mut questions = job::questions(&args.source)?;
     questions.truncate(args.limit.unwrap_or(usize::MAX).max(1));
     job::fetch(&args.model, console)?;
+    job::requests_within(1, &args.model, &args.limits, 0, console)?;
     let signals = Signals::install()?;
     let curve = Arc::new(Mutex::new(Curve::new(2)));
     let shared = curve.clone();

@@ -28,7 +28,10 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<Outcome> {
     let chains = chains(args)?;
     job::fetch(&args.model, console)?;
     let signals = Signals::install()?;
-    let vlm = job::open_within(&args.model, &args.limits, console)?;
+    let model = &args.model;
+    let batch =
+        job::requests_within(args.batch_size, model, &args.limits, args.max_tokens, console)?;
+    let vlm = job::open(model, console)?;
     let keep = budgets(&args.keep, vlm.info().visual_tokens);
     let plan = Plan::new(&vlm, &args.pruners, &chains, &keep, args.seeds)?;
     for note in &plan.notes {
@@ -58,7 +61,7 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<Outcome> {
         plan: &plan,
         limits: job::limits(&args.limits),
         max_tokens: args.max_tokens,
-        batch: args.batch_size,
+        batch,
     };
     if let Some(outcome) = measure(&job, &mut log, &signals, progress, console)? {
         return Ok(outcome);

@@ -38,7 +38,8 @@ pub(crate) fn run(args: &InspectArgs, console: &Console) -> Result<Outcome> {
         console.warn("there is no chain: every token stays; --prune names one");
     }
     let limits = job::limits(&args.limits);
-    let vlm = job::open_within(&args.model, &args.limits, console)?;
+    job::requests_within(1, &args.model, &args.limits, args.max_tokens, console)?;
+    let vlm = job::open(&args.model, console)?;
     let frames = Frames::new(&args.video, &vlm, args.max_tokens, limits);
     let mut clips = Vec::new();
     for path in &args.image {

@@ -32,7 +32,8 @@ pub(crate) fn run(args: &TuneArgs, console: &Console) -> Result<Outcome> {
     let (searched, held) = split(&questions, args.holdout, args.limit.max(1));
     job::fetch(&args.model, console)?;
     let signals = Signals::install()?;
-    let vlm = job::open_within(&args.model, &args.limits, console)?;
+    job::requests_within(1, &args.model, &args.limits, 0, console)?;
+    let vlm = job::open(&args.model, console)?;
     let budget = budget(&args.keep, vlm.info().visual_tokens)?;
     let space = Space::new(&vlm, &args.pruner, budget)?;
     std::fs::create_dir_all(&args.out)
