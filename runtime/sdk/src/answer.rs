@@ -18,8 +18,9 @@ pub struct Answer {
     pub report: Report,
 }
 
-/// Wall-clock shares, milliseconds. For a request that ran in a batch they are its share of the
-/// batch, so that the sum over a batch is the batch's time.
+/// Wall-clock shares, milliseconds. For a request that ran beside others they are its share of the
+/// passes (layers by rows, cuts by whose they are), so that the sum over all is the time of all;
+/// `total` is how long it took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Times {
     /// Decoding and converting pictures.
@@ -66,7 +67,7 @@ pub struct Report {
     pub kv_bytes: usize,
     /// Largest resident size of the process so far, bytes; 0 where it cannot be read.
     pub peak_bytes: u64,
-    /// Requests that ran in the same pass.
+    /// The most requests that ran in one pass with it, itself included.
     pub batch: usize,
     /// Notes of the pruners: fallbacks taken.
     pub notes: Vec<String>,
