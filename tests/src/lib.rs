@@ -6,6 +6,8 @@ pub mod bug;
 
 pub mod fuzz;
 
+pub mod open;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -7,92 +7,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use secateur::trace::{Histories, Tensors, read_histories};
-use secateur::{
-    ChainSpec, Clip, Frame, ImageBackend, Precision, ProcessorOptions, Request, VideoInfo, Vlm,
-};
+use secateur::ChainSpec;
+use secateur_tests::open::{Case, read_case, run};
 use secateur_tests::{Golden, difference, golden, tensors};
-use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Case {
-    model: String,
-    #[serde(default)]
-    images: Vec<String>,
-    prompt: String,
-    #[serde(default)]
-    chain: Vec<serde_json::Value>,
-    #[serde(default)]
-    max_new_tokens: usize,
-    #[serde(default)]
-    ignore_eos: bool,
-    preprocessing_backend: Option<String>,
-    #[serde(default)]
-    video_frames: Vec<String>,
-    fps: Option<f64>,
-    video_fps: Option<f64>,
-    tolerance: f64,
-    /// Instead of `chain`.
-    #[serde(skip)]
-    spec: Option<ChainSpec>,
-}
-
-fn chain(entries: &[serde_json::Value]) -> ChainSpec {
-    let stages: Vec<toml::Value> = entries
-        .iter()
-        .map(|entry| {
-            let mut entry = entry.clone();
-            if let Some(object) = entry.as_object_mut() {
-                object.retain(|_, v| !v.is_null());
-            }
-            toml::Value::try_from(entry).expect("a table")
-        })
-        .collect();
-    let mut table = toml::Table::new();
-    table.insert("stage".into(), toml::Value::Array(stages));
-    ChainSpec::from_toml("case.json", &table.to_string()).expect("a chain")
-}
-
-fn frame(path: &Path) -> Frame {
-    let clip = secateur::image::load(path, &secateur::image::Limits::default()).expect("a picture");
-    clip.frames()[0].clone()
-}
-
-fn read_case(name: &str) -> Case {
-    let file = golden().join("open").join(name).join("case.json");
-    let text = std::fs::read_to_string(file).expect("case.json");
-    serde_json::from_str(&text).expect("a case")
-}
-
-fn run(folder: &Path, case: &Case) -> Result<Tensors, secateur::Error> {
-    let backend = match case.preprocessing_backend.as_deref() {
-        Some("Pillow") => ImageBackend::Pillow,
-        _ => ImageBackend::Torchvision,
-    };
-    let vlm = Vlm::builder(folder.join(&case.model))
-        .precision(Precision::F32)
-        .threads(2)
-        .image_options(ProcessorOptions { backend, ..ProcessorOptions::default() })
-        .open()?;
-    let mut request = Request::new(case.prompt.clone())
-        .raw_prompt()
-        .max_tokens(case.max_new_tokens)
-        .chain(case.spec.clone().unwrap_or_else(|| chain(&case.chain)));
-    for image in &case.images {
-        request = request.path(folder.join(image))?;
-    }
-    if !case.video_frames.is_empty() {
-        let frames = case.video_frames.iter().map(|f| frame(&folder.join(f))).collect();
-        let info = VideoInfo { fps: case.fps.or(case.video_fps), duration_s: None };
-        request = request.clip(Clip::from_frames("video", frames, info)?);
-    }
-    if case.ignore_eos {
-        request = request.ignore_eos();
-    }
-    let state = folder.join("state.safetensors");
-    let histories = if state.is_file() { read_histories(&state)? } else { Histories::new() };
-    vlm.trace(&request, &histories)
-}
 
 /// Runs all cases that `CASE` selects; `model` gives the model of a case, or `None` to pass it by.
 fn check_all(model: impl Fn(&Case) -> Option<String>) {
