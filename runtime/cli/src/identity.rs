@@ -41,7 +41,7 @@ fn quick(path: &Path) -> Option<(u64, u64)> {
     if !path.is_dir() {
         return of_file(path);
     }
-    let frames = crate::video::pictures_of(path).ok()?;
+    let frames = crate::named::pictures_of(path).ok()?;
     frames.iter().map(|frame| of_file(frame)).try_fold((0u64, 0), |(size, time), frame| {
         let frame = frame?;
         Some((size.saturating_add(frame.0), time.max(frame.1)))
@@ -52,7 +52,7 @@ fn hash(path: &Path) -> Option<String> {
     if !path.is_dir() {
         return fingerprint::picture(path).ok();
     }
-    let frames = crate::video::pictures_of(path).ok()?;
+    let frames = crate::named::pictures_of(path).ok()?;
     let parts: Option<Vec<String>> = frames
         .iter()
         .map(|frame| {

@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn nothing_that_is_read_stands_in_the_table() {
         for (ending, _) in MEDIA {
-            assert!(!crate::walk::PICTURE_TYPES.contains(ending), "{ending}");
+            assert!(!crate::named::PICTURE_TYPES.contains(ending), "{ending}");
         }
         // Endings of videos are named with the feature that reads them.
         for ending in secateur::video::EXTENSIONS.iter().filter(|e| **e != "ts") {

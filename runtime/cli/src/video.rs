@@ -1,17 +1,15 @@
 //! Videos on their way to the model: files, and folders whose pictures are frames.
 //!
-//! Invariants
-//! - What is taken by default fits the model; a number that was asked for is taken as it is, and
-//!   if the context is too short the error names the flag.
-//! - Frames of a folder stand in natural order: `f2.png` before `f10.png`.
+//! Invariant: what is taken by default fits the model; a number that was asked for is taken as it
+//! is, and if the context is too short the error names the flag.
 
-use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use secateur::image::Limits;
 use secateur::{Clip, Error, FrameSampling, InputError, Outline, Policy, VideoOptions, Vlm, video};
 
 use crate::args::{FrameChoice, VideoArgs};
+use crate::named::pictures_of;
 
 /// Smallest mean difference of grey levels, of 255, that is a change of scene: a cut moves most
 /// pixels by far more, noise and motion by less.
@@ -124,46 +122,6 @@ pub(crate) fn is_video(path: &Path) -> bool {
     video::is_video(path) || path.is_dir()
 }
 
-/// The pictures that stand directly in a folder, in natural order; hidden ones are left out.
-///
-/// # Errors
-/// A folder that cannot be read.
-pub(crate) fn pictures_of(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        let is_hidden =
-            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if !is_hidden && crate::walk::is_picture(&path) && path.is_file() {
-            found.push(path);
-        }
-    }
-    found.sort_by(|a, b| natural(&a.to_string_lossy(), &b.to_string_lossy()));
-    Ok(found)
-}
-
-/// Runs of digits compare as numbers, everything else letter by letter.
-fn natural(a: &str, b: &str) -> Ordering {
-    let (mut x, mut y) = (a, b);
-    while let (Some(p), Some(q)) = (x.chars().next(), y.chars().next()) {
-        let digits = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
-        let (m, n) = (digits(x), digits(y));
-        let order = if m > 0 && n > 0 {
-            let (v, w) = (x[..m].trim_start_matches('0'), y[..n].trim_start_matches('0'));
-            (x, y) = (&x[m..], &y[n..]);
-            v.len().cmp(&w.len()).then_with(|| v.cmp(w))
-        } else {
-            (x, y) = (&x[p.len_utf8()..], &y[q.len_utf8()..]);
-            p.cmp(&q)
-        };
-        if order != Ordering::Equal {
-            return order;
-        }
-    }
-    // `01` and `1` are told apart, so that the order is total.
-    x.len().cmp(&y.len()).then_with(|| a.cmp(b))
-}
-
 /// What to do about an error of a run over that many frames of videos.
 pub(crate) fn advice(error: &Error, frames: usize) -> Option<String> {
     match error {
@@ -171,17 +129,5 @@ pub(crate) fn advice(error: &Error, frames: usize) -> Option<String> {
             Some(format!("{frames} frames were taken; take fewer with --max-frames"))
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_in_names_count_as_numbers() {
-        let mut names = ["f10.png", "f2.png", "f02.png", "g1", "f1", "f", "f1b"];
-        names.sort_by(|a, b| natural(a, b));
-        assert_eq!(names, ["f", "f1", "f1b", "f02.png", "f2.png", "f10.png", "g1"]);
     }
 }

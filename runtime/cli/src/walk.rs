@@ -17,19 +17,10 @@ use anyhow::{Context, Result};
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
 use crate::args::{CaptionArgs, Order};
+use crate::named::{is_picture, pictures_of};
 use crate::outcome::usage;
 use crate::skipped::Skipped;
 use crate::state::FOLDER;
-
-/// Endings of the files that are taken from folders.
-pub(crate) const PICTURE_TYPES: &[&str] =
-    &["png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "ico"];
-
-/// Whether a file's name says that it is a picture.
-pub(crate) fn is_picture(path: &Path) -> bool {
-    let ending = path.extension().and_then(OsStr::to_str);
-    ending.is_some_and(|e| PICTURE_TYPES.iter().any(|known| e.eq_ignore_ascii_case(known)))
-}
 
 /// Whether a file's name says that it is a video that this build reads. In folders `.ts` is more
 /// often a program than a transport stream: such a file is taken by name or `--include`.
@@ -246,7 +237,7 @@ impl Walk<'_> {
 
     /// Whether a folder is a video of frames; one that cannot be read is a warning.
     fn holds_frames(&mut self, folder: &Path) -> bool {
-        match crate::video::pictures_of(folder) {
+        match pictures_of(folder) {
             Ok(pictures) => !pictures.is_empty(),
             Err(error) => {
                 self.selection.warnings.push(format!("cannot read {}: {error}", folder.display()));

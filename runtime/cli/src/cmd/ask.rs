@@ -106,7 +106,7 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
 fn question(typed: &[Medium]) -> Result<(String, Vec<&Medium>)> {
     let is_named_so = |path: &Path| {
         let has_space = path.to_string_lossy().contains(char::is_whitespace);
-        !has_space && (is_video(path) || crate::walk::is_picture(path))
+        !has_space && (is_video(path) || crate::named::is_picture(path))
     };
     let is_file = |path: &Path| path.as_os_str() == "-" || path.exists() || is_named_so(path);
     let words: Vec<&Path> = typed

@@ -8,9 +8,10 @@ use crate::args::TokensArgs;
 use crate::cmd::ask::picture;
 use crate::hub::{self, Needs};
 use crate::job;
+use crate::named::pictures_of;
 use crate::outcome::{Outcome, usage};
 use crate::output::{Align, Console, clean_line, table};
-use crate::video::{Frames, pictures_of};
+use crate::video::Frames;
 
 /// One picture's tokens.
 struct Counted {

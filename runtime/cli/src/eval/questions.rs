@@ -16,6 +16,7 @@ use secateur::image::Limits;
 use serde_json::{Map, Value};
 
 use super::score::{Object, Truth, normal};
+use crate::named::is_picture;
 
 /// A picture that is asked about.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,8 +96,10 @@ pub(crate) fn load(file: &Path, pictures: Option<&Path>) -> Result<Vec<Question>
 pub(crate) fn folder(folder: &Path, prompts: &[String]) -> Result<Vec<Question>> {
     let name = folder.display();
     let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {name}"))?;
-    let mut paths: Vec<PathBuf> =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|p| is_picture(p)).collect();
+    let mut paths: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|p| is_picture(p) && p.is_file())
+        .collect();
     paths.sort();
     if paths.is_empty() {
         bail!("{name}: no picture");
@@ -113,12 +116,6 @@ pub(crate) fn folder(folder: &Path, prompts: &[String]) -> Result<Vec<Question>>
         .flat_map(|p| prompts.iter().enumerate().map(move |q| (p, q)))
         .map(ask)
         .collect())
-}
-
-fn is_picture(path: &Path) -> bool {
-    let known = ["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff"];
-    let extension = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-    path.is_file() && extension.is_some_and(|e| known.contains(&e.as_str()))
 }
 
 fn read_lines(name: &str, text: &str, pictures: &Path) -> Result<Vec<Question>> {
