@@ -43,6 +43,53 @@ fn a_pruner_of_ones_own_stands_in_a_chain() {
 }
 
 #[test]
+fn a_pruner_of_ones_own_reaches_every_command() {
+    const PROGRAM: &str = env!("CARGO_BIN_EXE_own_command");
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    // Two pictures are enough.
+    let images = at("images");
+    std::fs::create_dir(&images).unwrap();
+    let (cat, square) = (at("images/cat.jpg"), at("images/square.png"));
+    let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/images");
+    std::fs::copy(format!("{ours}/photo-cat.jpg"), &cat).unwrap();
+    std::fs::copy(format!("{ours}/word-so-blue-circle.png"), &square).unwrap();
+
+    let out = lines(PROGRAM, &["pruners"]);
+    assert!(out.iter().any(|l| l.starts_with("centre ")), "{out:?}");
+    assert!(out.iter().any(|l| l.starts_with("vtc_cls ")), "{out:?}");
+    let out = lines(PROGRAM, &["pruners", "centre"]);
+    assert!(out[0] == "centre", "{out:?}");
+    let out = lines(PROGRAM, &["explain", "--prune", "centre:keep=64:across=2.0"]);
+    assert!(out.iter().any(|l| l.contains("centre") && l.contains("256 -> 64")), "{out:?}");
+    let out = lines(PROGRAM, &["ask", &cat, "What?", "--prune", "centre:keep=16"]);
+    assert!(!out.concat().trim().is_empty());
+
+    let records = at("captions.jsonl");
+    let chain = ["--prune", "centre:keep=32"];
+    lines(
+        PROGRAM,
+        &[&["caption", &images, "-o", &records, "--max-tokens", "4"], &chain[..]].concat(),
+    );
+    let text = std::fs::read_to_string(&records).unwrap();
+    assert_eq!(text.matches("centre").count(), 2, "{text}");
+
+    let map = at("map.html");
+    lines(PROGRAM, &[&["inspect", "-i", &square, "--out", &map], &chain[..]].concat());
+    assert!(std::fs::read_to_string(&map).unwrap().contains("centre"));
+
+    let (scores, tuned) = (at("eval"), at("tune"));
+    let eval = ["eval", &images, "--pruners", "centre", "--keep", "64", "--seeds", "1"];
+    let out = lines(PROGRAM, &[&eval[..], &["--max-tokens", "4", "--out", &scores]].concat());
+    assert!(out.iter().any(|l| l.contains("centre")), "{out:?}");
+    let ranges = "centre:across={across:0.25..4}:keep={keep}";
+    let tune = ["tune", "--pruner", ranges, "--keep", "64", "--images", &images, "--evals", "3"];
+    lines(PROGRAM, &[&tune[..], &["--prompt", "What?", "--out", &tuned]].concat());
+    let chain = std::fs::read_to_string(format!("{tuned}/chain.toml")).unwrap();
+    assert!(chain.contains("centre") && chain.contains("keep = 64"), "{chain}");
+}
+
+#[test]
 fn a_deadline_that_has_passed_is_told() {
     let out = lines(env!("CARGO_BIN_EXE_deadline"), &["0"]);
     assert!(out[0].contains("deadline"), "{out:?}");

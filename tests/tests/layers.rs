@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "secateur-models",
         ],
     ),
-    ("secateur-examples", &["secateur"]),
+    ("secateur-examples", &["secateur", "secateur-cli"]),
     ("secateur-benches", &["secateur", "secateur-core", "secateur-pruners"]),
 ];
 

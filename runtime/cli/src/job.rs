@@ -72,6 +72,7 @@ pub(crate) fn source(model: Option<&str>, mmproj: Option<&Path>) -> Result<Model
 pub(crate) fn builder(args: &ModelArgs, needs: Needs, console: &Console) -> Result<VlmBuilder> {
     hub::fetch(args.model.as_deref(), needs, args.offline, console)?;
     let builder = Vlm::builder(source(args.model.as_deref(), args.mmproj.as_deref())?)
+        .registry(args.pruners.clone())
         .precision(precision(args.dtype))
         .image_options(processor_options(args));
     let builder = match args.threads {

@@ -1,4 +1,5 @@
-//! The command `secateur`: reads flags, runs one command, prints its results.
+//! The command `secateur`: reads flags, runs one command, prints its results. [`run`] is all that
+//! is public: the command, for programs that have pruners of their own.
 //!
 //! `args` (what was typed) -> `config` (files and environment) -> `job` (resolved and checked) ->
 //! `cmd` (run) -> `outcome` (exit code). Nothing below `job` reads arguments, the terminal or,
@@ -22,6 +23,7 @@ mod journal;
 mod lines;
 mod lock;
 mod memory;
+mod named;
 mod outcome;
 mod output;
 mod own;

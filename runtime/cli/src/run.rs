@@ -1,10 +1,11 @@
-//! From the process's arguments to its exit code.
+//! From what was typed, and the pruners that chains may name, to an exit code.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::FromArgMatches;
+use secateur::Registry;
 
 use crate::args::{self, Cli, Command};
 use crate::config::{self, Settings};
@@ -12,16 +13,35 @@ use crate::outcome::{Outcome, of_error};
 use crate::output::Console;
 use crate::{cmd, outcome};
 
-/// Runs the command that the process's arguments ask for.
-pub fn run() -> ExitCode {
-    run_with(std::env::args_os().collect()).into()
+/// Runs the command as it was typed, the program's name first, with `pruners` for chains, `eval`,
+/// `tune` and `pruners` to name.
+///
+/// A program with pruners of its own is the whole command:
+/// ```no_run
+/// use secateur::{ChainError, Params, prune::Pruner};
+/// # type Build = fn(&Params<'_>) -> Result<Box<dyn Pruner>, ChainError>;
+///
+/// # fn program(build: Build) -> std::process::ExitCode {
+/// let mut pruners = secateur::pruners::registry();
+/// pruners.insert("centre", build);
+/// secateur_cli::run(pruners, std::env::args_os())
+/// # }
+/// ```
+///
+/// It reads the environment and configuration files as the command does, prints to the process's
+/// standard streams, and may install handlers of signals: call it once, from `main`.
+pub fn run(pruners: Registry, typed: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run_typed(pruners, &typed.into_iter().collect::<Vec<_>>()).into()
 }
 
-fn run_with(typed: Vec<OsString>) -> Outcome {
-    let (cli, settings) = match parse(&typed) {
+fn run_typed(pruners: Registry, typed: &[OsString]) -> Outcome {
+    let (mut cli, settings) = match parse(typed) {
         Ok(parsed) => parsed,
         Err(error) => return refuse(&error),
     };
+    if let Some(known) = cli.command.as_mut().and_then(Command::pruners_mut) {
+        *known = pruners;
+    }
     let console = Console::new(&cli.global);
     for warning in config::unknown_variables(&args::command()) {
         console.note(&warning);

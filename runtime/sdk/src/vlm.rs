@@ -292,6 +292,13 @@ impl VlmBuilder {
         self
     }
 
+    /// The pruners that chains may name, in place of [`crate::pruners::registry`].
+    #[must_use]
+    pub fn registry(mut self, pruners: Registry) -> Self {
+        self.registry = pruners;
+        self
+    }
+
     /// Puts an encoder of the caller in place of the model's own vision tower. `make` is called
     /// once, when the model is opened; the rows must be those that [`EncoderParts::spec`]
     /// describes. Chains are planned by what it offers ([`Encoder::info`]).

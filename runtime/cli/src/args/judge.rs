@@ -99,8 +99,8 @@ pub(crate) struct QuestionArgs {
 /// Flags of `tune`.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TuneArgs {
-    /// Pruner whose parameters are searched
-    #[arg(long, value_name = "NAME", default_value = "vflowopt", help_heading = "Pruning")]
+    /// Pruner whose parameters are searched, or a chain with ranges: 'NAME:a={a:0.5..4}:keep={keep}'
+    #[arg(long, value_name = "NAME|CHAIN", default_value = "vflowopt", help_heading = "Pruning")]
     pub(crate) pruner: String,
     /// Visual tokens to keep, mean over decoder layers: a number, or a share of the model's
     #[arg(long, value_name = "N|SHARE", default_value = "0.1", help_heading = "Pruning")]

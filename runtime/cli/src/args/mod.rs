@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use clap::builder::FalseyValueParser;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use secateur::Registry;
 
 pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, ProgressMode};
 pub(crate) use judge::{CalibrateArgs, EvalArgs, QuestionArgs, RowsChoice, TrendForm, TuneArgs};
@@ -121,6 +122,31 @@ pub(crate) enum Command {
     Man(ManArgs),
 }
 
+impl Command {
+    /// Where the pruners go that its chains may name, if it takes chains.
+    pub(crate) fn pruners_mut(&mut self) -> Option<&mut Registry> {
+        Some(match self {
+            Command::Caption(args) => &mut args.model.pruners,
+            Command::Ask(args) => &mut args.model.pruners,
+            Command::Explain(args) => &mut args.model.pruners,
+            Command::Inspect(args) => &mut args.model.pruners,
+            Command::Trace(args) => &mut args.model.pruners,
+            Command::Bench(args) => &mut args.model.pruners,
+            Command::Eval(args) => &mut args.model.pruners,
+            Command::Tune(args) => &mut args.model.pruners,
+            Command::Calibrate(args) => &mut args.model.pruners,
+            Command::Pruners(args) => &mut args.pruners,
+            Command::Tokens(_)
+            | Command::Models(_)
+            | Command::Presets(_)
+            | Command::Doctor(_)
+            | Command::Config(_)
+            | Command::Completions(_)
+            | Command::Man(_) => return None,
+        })
+    }
+}
+
 /// Which model, and how it computes.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
@@ -160,6 +186,9 @@ pub(crate) struct ModelArgs {
     pub(crate) scale_min_pixels: Option<u64>,
     #[command(flatten)]
     pub(crate) encoder: EncoderArgs,
+    /// What chains may name. Not typed: the program that runs the command gives it.
+    #[arg(skip = secateur::pruners::registry())]
+    pub(crate) pruners: Registry,
 }
 
 /// Arithmetic of matrix products.

@@ -274,6 +274,9 @@ pub(crate) struct PrunersArgs {
     /// One JSON object instead of text
     #[arg(long)]
     pub(crate) json: bool,
+    /// Those of the program that runs the command.
+    #[arg(skip = secateur::pruners::registry())]
+    pub(crate) pruners: secateur::Registry,
 }
 
 /// Flags of `presets`.

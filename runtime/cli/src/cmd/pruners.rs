@@ -1,4 +1,6 @@
 //! `pruners`: the pruners, or one of them with its paper and parameters, and which fit a model.
+//!
+//! Of pruners that a program brings itself the names are known, and no more.
 
 use std::fmt::Write as _;
 
@@ -18,28 +20,58 @@ use crate::output::{Align, Console, table};
 /// # Errors
 /// A name that is not known, a model that cannot be read.
 pub(crate) fn run(args: &PrunersArgs, console: &Console) -> Result<Outcome> {
-    let named = args.name.as_deref().map(find).transpose()?;
+    let own = own(args);
+    if let Some(name) = args.name.as_deref().filter(|name| own.contains(name)) {
+        return brought(name, args, console);
+    }
+    let named = args.name.as_deref().map(|name| find(name, &own)).transpose()?;
     let outline = args.model.as_deref().map(|_| open(args, console)).transpose()?;
     let entries: Vec<&Entry> = named.map_or_else(|| PRUNERS.iter().collect(), |entry| vec![entry]);
     if args.json {
-        let rows: Vec<serde_json::Value> =
-            entries.into_iter().map(|entry| json(entry, outline.as_ref())).collect();
+        let known = entries.into_iter().map(|entry| json(entry, outline.as_ref()));
+        let brought = own.iter().filter(|_| named.is_none()).map(|name| json_of_own(name));
+        let rows: Vec<serde_json::Value> = known.chain(brought).collect();
         console.json(&serde_json::json!({ "schema": "secateur.pruners/1", "pruners": rows }))?;
         return Ok(Outcome::Done);
     }
     match named {
         Some(entry) => console.words(&page(entry, outline.as_ref()))?,
         None => {
-            console.words(&list(outline.as_ref()))?;
+            console.words(&list(&own, outline.as_ref()))?;
             console.note("`secateur pruners NAME` says what one reads and takes");
         }
     }
     Ok(Outcome::Done)
 }
 
-fn find(name: &str) -> Result<&'static Entry> {
+const OF_THE_PROGRAM: &str = "a pruner of this program";
+
+/// Names that the program brought beside ours.
+fn own(args: &PrunersArgs) -> Vec<&str> {
+    args.pruners.names().filter(|name| secateur::pruners::find(name).is_none()).collect()
+}
+
+/// What can be said of a pruner that the program brought.
+fn brought(name: &str, args: &PrunersArgs, console: &Console) -> Result<Outcome> {
+    if args.json {
+        let rows = [json_of_own(name)];
+        console.json(&serde_json::json!({ "schema": "secateur.pruners/1", "pruners": rows }))?;
+    } else {
+        console.words(&format!(
+            "{name}\n  {OF_THE_PROGRAM}; `explain --prune {name}:..` says where it cuts and what it reads\n"
+        ))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn json_of_own(name: &str) -> serde_json::Value {
+    serde_json::json!({ "name": name, "summary": OF_THE_PROGRAM })
+}
+
+fn find(name: &str, own: &[&str]) -> Result<&'static Entry> {
     secateur::pruners::find(name).ok_or_else(|| {
-        let known = nearest_first(name, PRUNERS.iter().map(|entry| entry.name)).join(", ");
+        let known = PRUNERS.iter().map(|entry| entry.name).chain(own.iter().copied());
+        let known = nearest_first(name, known).join(", ");
         usage(format!("no pruner `{name}`; known are {known}"))
     })
 }
@@ -64,7 +96,7 @@ fn presets_of(entry: &Entry) -> Vec<&'static str> {
     presets::names().filter(uses).collect()
 }
 
-fn list(outline: Option<&Outline>) -> String {
+fn list(own: &[&str], outline: Option<&Outline>) -> String {
     let mut head = vec!["pruner", "cuts at", "keeps"];
     if let Some(outline) = outline {
         head.insert(2, &outline.info().name);
@@ -75,6 +107,13 @@ fn list(outline: Option<&Outline>) -> String {
         if let Some(outline) = outline {
             let fits = if obstacle(entry, outline).is_none() { "fits" } else { "-" };
             row.insert(2, fits.to_owned());
+        }
+        rows.push(row);
+    }
+    for name in own {
+        let mut row = vec![(*name).to_owned(), String::new(), OF_THE_PROGRAM.to_owned()];
+        if outline.is_some() {
+            row.insert(2, String::new());
         }
         rows.push(row);
     }

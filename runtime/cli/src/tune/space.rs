@@ -1,5 +1,8 @@
 //! What is searched for each pruner: a table, and how a point becomes a chain.
 //!
+//! What has no row is searched over a chain that names its own ranges:
+//! `centre:blur={blur:0.5..4}:keep={keep}`, whole numbers where neither end has a point.
+//!
 //! A row holds a chain with a place `{name}` for every parameter. `{keep}` is the number that makes
 //! the chain meet the budget (the rule of [`crate::eval`]); `{keep_e}` and `{keep2}` are VFlowOpt's
 //! first and last budget: the first is a parameter, in multiples of the budget, and the last is
@@ -7,7 +10,7 @@
 //!
 //! Ranges are the released search's where there is one (VFlowOpt), else what the paper tried.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use secateur::{ChainSpec, ModelInfo, Vlm};
 
 use crate::eval::{at_budget, template};
@@ -115,22 +118,78 @@ const ROWS: &[Row] = &[
     },
 ];
 
+/// One parameter with its range for a model.
+#[derive(Clone, Debug)]
+struct Axis {
+    name: String,
+    kind: Kind,
+    low: f64,
+    high: f64,
+    start: f64,
+}
+
 /// The search space of a pruner for a model and a budget.
 #[derive(Clone, Debug)]
 pub(crate) struct Space {
-    row: Row,
-    /// `[low, high]` of each parameter.
-    ranges: Vec<[f64; 2]>,
+    pruner: String,
+    /// With a place `{name}` for every axis.
+    chain: String,
+    axes: Vec<Axis>,
     budget: f64,
     info: ModelInfo,
 }
 
+/// The pruner, the chain with plain places, and the ranges of a chain that names them.
+///
+/// # Errors
+/// A place that is no range, or none at all.
+fn ranges(text: &str) -> Result<(String, String, Vec<Axis>)> {
+    let (mut chain, mut axes) = (String::new(), Vec::<Axis>::new());
+    let mut rest = text;
+    while let Some(open) = rest.find('{') {
+        let (before, inside) = rest.split_at(open + 1);
+        chain += before;
+        let end =
+            inside.find(['{', '}']).with_context(|| format!("`{text}`: `{{` is not closed"))?;
+        let place = &inside[..end];
+        // Values of chains are written with braces too: tables hold others, and no colons.
+        let (true, Some((name, range))) = (inside[end..].starts_with('}'), place.split_once(':'))
+        else {
+            rest = inside;
+            continue;
+        };
+        rest = &inside[end..];
+        let number = |end: &str| end.parse().ok().filter(|x: &f64| x.is_finite());
+        let ends = range.split_once("..");
+        let ends = ends.and_then(|(low, high)| Some((number(low)?, number(high)?)));
+        let Some((low, high)) = ends.filter(|(low, high)| low < high) else {
+            bail!("`{{{place}}}` is no range; one is written {{name:LOW..HIGH}}");
+        };
+        if name.is_empty() || name == "keep" || axes.iter().any(|axis| axis.name == name) {
+            bail!("`{{{place}}}`: a range needs a name of its own");
+        }
+        let kind = if range.replacen("..", "", 1).contains('.') { Kind::Real } else { Kind::Whole };
+        axes.push(Axis { name: name.to_owned(), kind, low, high, start: (low + high) / 2.0 });
+        chain += name;
+    }
+    if axes.is_empty() || !text.contains("{keep}") {
+        bail!("`{text}`: a chain to search has a range {{name:LOW..HIGH}} and the place {{keep}}");
+    }
+    let pruner = text.split(':').next().unwrap_or_default().to_owned();
+    Ok((pruner, chain + rest, axes))
+}
+
 impl Space {
-    /// The space of `pruner` at `budget` visual tokens, mean over decoder layers.
+    /// The space of `pruner`, a name or a chain with ranges, at `budget` visual tokens, mean over
+    /// decoder layers.
     ///
     /// # Errors
-    /// A pruner without a row: a usage error that names those that have one.
+    /// A pruner without a row, a chain without ranges: a usage error that says what can be searched.
     pub(crate) fn new(vlm: &Vlm, pruner: &str, budget: f64) -> Result<Self> {
+        if pruner.contains('{') {
+            let (pruner, chain, axes) = ranges(pruner).map_err(|e| usage(format!("{e:#}")))?;
+            return Ok(Self { pruner, chain, axes, budget, info: vlm.info().clone() });
+        }
         let Some(row) = ROWS.iter().find(|r| r.pruner == pruner) else {
             let names: Vec<&str> = ROWS.iter().map(|r| r.pruner).collect();
             let why = if pruner == "vla_pruner" {
@@ -138,7 +197,11 @@ impl Space {
             } else {
                 "there is no parameter to search"
             };
-            return Err(usage(format!("`{pruner}`: {why}; searched are {}", names.join(", "))));
+            return Err(usage(format!(
+                "`{pruner}`: {why} that is known of; searched are {}, and chains with ranges of \
+                 their own: '{pruner}:NAME={{NAME:0.5..4}}:keep={{keep}}'",
+                names.join(", ")
+            )));
         };
         let info = vlm.info().clone();
         let high = |end: End| match end {
@@ -146,26 +209,30 @@ impl Space {
             End::DecoderLayer => info.decoder.layers.saturating_sub(1).max(1) as f64,
             End::EncoderLayers => info.encoder.layers.max(1) as f64,
         };
-        let ranges = row.parameters.iter().map(|p| [p.low, high(p.high).max(p.low)]).collect();
-        Ok(Self { row: *row, ranges, budget, info })
+        let axis = |p: &Parameter| {
+            let (low, high) = (p.low, high(p.high).max(p.low));
+            Axis { name: p.name.to_owned(), kind: p.kind, low, high, start: p.start }
+        };
+        let axes = row.parameters.iter().map(axis).collect();
+        Ok(Self { pruner: pruner.to_owned(), chain: row.chain.to_owned(), axes, budget, info })
     }
 
     /// The published values, in the unit cube.
     pub(crate) fn start(&self) -> Vec<f64> {
-        let place = |(p, [low, high]): (&Parameter, &[f64; 2])| {
-            let span = high - low;
-            if span > 0.0 { ((p.start - low) / span).clamp(0.0, 1.0) } else { 0.0 }
+        let place = |axis: &Axis| {
+            let span = axis.high - axis.low;
+            if span > 0.0 { ((axis.start - axis.low) / span).clamp(0.0, 1.0) } else { 0.0 }
         };
-        self.row.parameters.iter().zip(&self.ranges).map(place).collect()
+        self.axes.iter().map(place).collect()
     }
 
     /// Names and values of the parameters at a point of the unit cube.
-    pub(crate) fn values(&self, point: &[f64]) -> Vec<(&'static str, f64)> {
-        let value = |((p, [low, high]), u): ((&Parameter, &[f64; 2]), &f64)| {
-            let x = low + u * (high - low);
-            (p.name, if p.kind == Kind::Whole { x.round() } else { x })
+    pub(crate) fn values(&self, point: &[f64]) -> Vec<(&str, f64)> {
+        let value = |axis: &Axis, u: f64| {
+            let x = axis.low + u * (axis.high - axis.low);
+            if axis.kind == Kind::Whole { x.round() } else { x }
         };
-        self.row.parameters.iter().zip(&self.ranges).zip(point).map(value).collect()
+        self.axes.iter().zip(point).map(|(axis, &u)| (axis.name.as_str(), value(axis, u))).collect()
     }
 
     /// The chain at a point.
@@ -173,7 +240,7 @@ impl Space {
     /// # Errors
     /// A chain that does not fit the model.
     pub(crate) fn chain(&self, vlm: &Vlm, point: &[f64]) -> Result<ChainSpec> {
-        let mut text = self.row.chain.to_owned();
+        let mut text = self.chain.clone();
         for (name, value) in self.solved(&self.values(point)) {
             let place = format!("{{{name}}}");
             let shown = if value.fract() == 0.0 && !SHARES.contains(&name) {
@@ -191,7 +258,7 @@ impl Space {
     /// # Errors
     /// A chain that does not fit the model.
     pub(crate) fn untuned(&self, vlm: &Vlm) -> Result<ChainSpec> {
-        let text = template(self.row.pruner);
+        let text = template(&self.pruner);
         let keep = self.budget.round_ties_even() as usize;
         if keep == 0 {
             bail!("a budget of no token");
@@ -200,10 +267,10 @@ impl Space {
     }
 
     /// Values with those that follow from them.
-    fn solved(&self, values: &[(&'static str, f64)]) -> Vec<(&'static str, f64)> {
+    fn solved<'a>(&self, values: &[(&'a str, f64)]) -> Vec<(&'a str, f64)> {
         let of = |name: &str| values.iter().find(|v| v.0 == name).map_or(0.0, |v| v.1);
         let mut all = values.to_vec();
-        match self.row.pruner {
+        match self.pruner.as_str() {
             "vflowopt" => {
                 let layers = self.info.decoder.layers;
                 let [k1, k2] = thirds(layers);
@@ -306,5 +373,29 @@ mod tests {
         }
         let error = Space::new(&vlm, "grid", 26.0).unwrap_err().to_string();
         assert!(error.contains("no parameter") && error.contains("vflowopt"), "{error}");
+    }
+
+    #[test]
+    fn a_chain_may_name_its_own_ranges() {
+        let vlm = Vlm::builder(secateur::ModelSource::Embedded).open().unwrap();
+        let chain =
+            "fastv:layer={layer:1..3}:debias={trend={kind=exp;rate={r:-0.5..2}}}:keep={keep}";
+        let space = Space::new(&vlm, chain, 26.0).unwrap();
+        assert_eq!(space.start(), [0.5, 0.5]);
+        assert_eq!(space.values(&[0.0, 0.0]), [("layer", 1.0), ("r", -0.5)]);
+        assert_eq!(space.values(&[0.9, 1.0]), [("layer", 3.0), ("r", 2.0)]);
+        vlm.resolve(&space.chain(&vlm, &[0.4, 0.3]).unwrap()).unwrap();
+        space.untuned(&vlm).unwrap();
+        for wrong in [
+            "fastv:layer={layer:3..1}:keep={keep}",
+            "fastv:layer={layer:a..b}:keep={keep}",
+            "fastv:layer={layer:1..3}:keep=9",
+            "fastv:keep={keep}",
+            "fastv:layer={layer:1..3",
+            "fastv:layer={keep:1..3}:keep={keep}",
+            "fastv:layer={layer:1..inf}:keep={keep}",
+        ] {
+            assert!(Space::new(&vlm, wrong, 26.0).is_err(), "{wrong}");
+        }
     }
 }
