@@ -261,7 +261,9 @@ impl Layer {
         }
     }
 
-    /// Unrotated keys of the rows of `x`, and unrotated queries of the rows `queries`.
+    /// Unrotated keys of the rows of `x`, and unrotated queries of the rows `queries`. Projections
+    /// are what costs, and the keys' goes into the pass; norms are made there again, since a norm
+    /// reads and writes each row once, and so would a gather of the normed rows that were kept.
     #[allow(clippy::too_many_arguments, reason = "two outputs beside the inputs of a layer")]
     pub(crate) fn probe(
         &self,
