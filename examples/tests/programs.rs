@@ -72,7 +72,7 @@ fn a_pruner_of_ones_own_reaches_every_command() {
         &[&["caption", &images, "-o", &records, "--max-tokens", "4"], &chain[..]].concat(),
     );
     let text = std::fs::read_to_string(&records).unwrap();
-    assert_eq!(text.matches("centre").count(), 2, "{text}");
+    assert_eq!(text.matches(r#""prune":"centre:keep=32""#).count(), 2, "{text}");
 
     let map = at("map.html");
     lines(PROGRAM, &[&["inspect", "-i", &square, "--out", &map], &chain[..]].concat());
