@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(space.start(), [0.5, 0.5]);
         assert_eq!(space.values(&[0.0, 0.0]), [("layer", 1.0), ("r", -0.5)]);
         assert_eq!(space.values(&[0.9, 1.0]), [("layer", 3.0), ("r", 2.0)]);
-        vlm.resolve(&space.chain(&vlm, &[0.4, 0.3]).unwrap()).unwrap();
+        vlm.resolve(space.chain(&vlm, &[0.4, 0.3]).unwrap()).unwrap();
         space.untuned(&vlm).unwrap();
         for wrong in [
             "fastv:layer={layer:3..1}:keep={keep}",
