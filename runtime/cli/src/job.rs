@@ -129,8 +129,12 @@ pub(crate) fn fetch(args: &ModelArgs, console: &Console) -> Result<()> {
 /// # Errors
 /// As [`builder`]; what is wrong with its files.
 pub(crate) fn open(args: &ModelArgs, console: &Console) -> Result<Vlm> {
+    opened(builder(args, Needs::Weights, console)?, args)
+}
+
+fn opened(builder: VlmBuilder, args: &ModelArgs) -> Result<Vlm> {
     let name = args.model.as_deref().unwrap_or("the built-in model");
-    builder(args, Needs::Weights, console)?.open().with_context(|| format!("cannot open {name}"))
+    builder.open().with_context(|| format!("cannot open {name}"))
 }
 
 /// The requests of a load that `--max-memory` has room for in one pass, by what a model's small
@@ -185,6 +189,22 @@ pub(crate) fn requests_within(
         console.note(&format!("--max-memory: {most} in one pass instead of {wanted}"));
     }
     Ok(most.min(wanted))
+}
+
+/// Opens a model that holds that many bytes of tower rows ([`VlmBuilder::reuse`]).
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_holding(model: &ModelArgs, held: usize, console: &Console) -> Result<Vlm> {
+    opened(builder(model, Needs::Weights, console)?.reuse(held), model)
+}
+
+/// Opens a model for a job to which every picture comes once.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_holding_nothing(model: &ModelArgs, console: &Console) -> Result<Vlm> {
+    opened(builder(model, Needs::Weights, console)?.reuse(0), model)
 }
 
 /// Reads what a model, or a named shape, is; none of its weights.

@@ -8,6 +8,7 @@
 
 mod args;
 mod calibrate;
+mod chat;
 mod cmd;
 mod config;
 mod eval;

@@ -84,6 +84,7 @@ fn dispatch(cli: Cli, settings: &Settings, console: &Console) -> Result<Outcome>
     match cli.command {
         Some(Command::Caption(args)) => cmd::caption::run(&args, console),
         Some(Command::Ask(args)) => cmd::ask::run(&args, console),
+        Some(Command::Chat(args)) => cmd::chat::run(&args, console),
         Some(Command::Explain(args)) => cmd::explain::run(&args, console),
         Some(Command::Inspect(args)) => cmd::inspect::run(&args, console),
         Some(Command::Trace(args)) => cmd::trace::run(&args, console),

@@ -1,4 +1,5 @@
-//! SIGINT and SIGTERM: the first asks the job to finish what is in flight, the second ends it.
+//! SIGINT and SIGTERM: the first asks the job to finish what is in flight, the second ends it. In a
+//! conversation SIGINT stops the answer alone.
 //!
 //! Invariants
 //! - The handler only sets flags; the job looks at them between tokens.
@@ -8,6 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use secateur::CancelToken;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -45,5 +47,34 @@ impl Signals {
             signal if signal == SIGTERM as usize => Some(Outcome::Terminated),
             _ => Some(Outcome::Interrupted),
         }
+    }
+}
+
+/// SIGINT in a program that goes on: it stops what is running; if nothing is, it ends the program.
+#[derive(Debug)]
+pub(crate) struct Interrupts {
+    stop: Arc<AtomicBool>,
+    ends: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    /// Installs the handler.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub(crate) fn install() -> std::io::Result<Self> {
+        let (stop, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
+        flag::register_conditional_shutdown(SIGINT, 128 + SIGINT, ends.clone())?;
+        flag::register(SIGINT, stop.clone())?;
+        Ok(Self { stop, ends })
+    }
+
+    /// Runs `f`, which SIGINT stops through the token.
+    pub(crate) fn during<T>(&self, f: impl FnOnce(CancelToken) -> T) -> T {
+        self.stop.store(false, Ordering::SeqCst);
+        self.ends.store(false, Ordering::SeqCst);
+        let done = f(CancelToken::from(self.stop.clone()));
+        self.ends.store(true, Ordering::SeqCst);
+        done
     }
 }

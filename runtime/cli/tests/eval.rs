@@ -83,11 +83,12 @@ fn eval_compares_chains_and_a_second_run_asks_nothing() {
 fn eval_of_a_folder_measures_agreement() {
     let (pictures, folder) = (pictures(2), tempfile::tempdir().unwrap());
     let (dir, out) = (text(pictures.path()), text(folder.path()));
-    let json = ok(&[
+    let output = secateur(&[
         "eval",
         &dir,
         "--chains",
         "grid:keep={keep}",
+        "vtc_cls:keep=200",
         "vtc_cls:keep=256",
         "--keep",
         "16",
@@ -97,6 +98,12 @@ fn eval_of_a_folder_measures_agreement() {
         "--max-tokens",
         "24",
     ]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{error}");
+    // Seven runs of two questions: the unpruned model, two chains, three seeds, `pool`; the chain
+    // that keeps everything is not asked.
+    assert!(error.contains("2 pictures encoded, 12 answers from the same rows"), "{error}");
+    let json = String::from_utf8(output.stdout).expect("results are text");
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     let rows = report["rows"].as_array().unwrap();
     let of = |name: &str| rows.iter().find(|r| r["name"] == name).unwrap();

@@ -35,7 +35,7 @@ pub struct Parts<'a> {
     /// Its visual tokens.
     pub layout: VisualLayout,
     /// Tower rows; `None` for a prompt without pictures.
-    pub encoded: Option<Encoded>,
+    pub encoded: Option<&'a Encoded>,
     /// Its chain.
     pub chain: Arc<ResolvedChain>,
     /// One memory an entry of the chain.
@@ -71,7 +71,7 @@ pub fn assemble(
     }
     let hidden = family.info().decoder.hidden;
     let mut signals = Signals::default();
-    let mut visual = match &encoded {
+    let mut visual = match encoded {
         None => Visual {
             tokens: layout.map.clone(),
             rows: Tensor::zeros(0, hidden),
@@ -166,9 +166,11 @@ pub fn patch_sources(
 }
 
 fn take_signals(encoded: &Encoded, chain: &ResolvedChain, pixels: &[&Pixels]) -> Vec<CropSignals> {
-    let mut crops = encoded.signals.clone();
+    let asked = chain.signals();
+    // The rows may have been made for other chains as well: a pruner sees what it declared.
+    let mut crops: Vec<CropSignals> = encoded.signals.iter().map(|c| c.only(&asked)).collect();
     crops.resize_with(encoded.crops.len(), CropSignals::default);
-    if chain.signals().contains(&Signal::Pixels) {
+    if asked.contains(&Signal::Pixels) {
         let rgb = pixels.iter().flat_map(|p| p.rgb.iter());
         for (crop, rgb) in crops.iter_mut().zip(rgb) {
             crop.pixels = rgb.clone();

@@ -206,6 +206,13 @@ impl CancelToken {
     }
 }
 
+impl From<std::sync::Arc<std::sync::atomic::AtomicBool>> for CancelToken {
+    /// The token of a flag that something else sets, such as the handler of a signal.
+    fn from(flag: std::sync::Arc<std::sync::atomic::AtomicBool>) -> Self {
+        Self(flag)
+    }
+}
+
 impl Control {
     /// # Errors
     /// [`RunError::Cancelled`] if the run is to stop.
@@ -349,7 +356,9 @@ pub trait Encoder: Send + Sync + fmt::Debug {
     /// What it is and offers.
     fn info(&self) -> &EncoderInfo;
 
-    /// Runs the tower over the crops of several clips. `signals` are those that a chain reads.
+    /// Runs the tower over the crops of several clips. `signals` are those of the tower that are
+    /// read. Rows and signals of a clip must not depend on the clips beside it (f32 bits): they are
+    /// kept, and put together with those of other clips.
     ///
     /// # Errors
     /// Cancelled, or pixels that are not this tower's.

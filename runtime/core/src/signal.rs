@@ -9,7 +9,7 @@
 //! - Decoder signals come aligned to the visual tokens that are there at the cut.
 //! - No `[n, n]` map of the decoder exists.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use ndarray::{Array1, Array2, ArrayView2};
@@ -110,6 +110,42 @@ impl Signal {
             _ => None,
         }
     }
+
+    /// Whether the vision tower gives it.
+    pub fn is_of_tower(&self) -> bool {
+        match self {
+            Signal::ClsAttention { .. }
+            | Signal::ColumnMean { .. }
+            | Signal::PoolingAttention
+            | Signal::EncoderMap { .. }
+            | Signal::EncoderKeys { .. }
+            | Signal::EncoderFeatures => true,
+            Signal::Embeddings
+            | Signal::InstructionEmbedding
+            | Signal::Pixels
+            | Signal::Attention { .. }
+            | Signal::Probe { .. }
+            | Signal::Transitions { .. }
+            | Signal::Hidden { .. }
+            | Signal::GeneratedRows { .. } => false,
+        }
+    }
+
+    /// Whether its values depend on the text of the prompt: what a cut then keeps is another choice
+    /// for another question, so nothing behind it may be taken from one prompt to the next.
+    pub fn depends_on_text(&self) -> bool {
+        match self {
+            // Text may stand before the visual tokens, whose hidden states see it.
+            Signal::InstructionEmbedding
+            | Signal::Attention { .. }
+            | Signal::Probe { .. }
+            | Signal::Transitions { .. }
+            | Signal::Hidden { .. }
+            | Signal::GeneratedRows { .. } => true,
+            Signal::Embeddings | Signal::Pixels => false,
+            of_tower => !of_tower.is_of_tower(),
+        }
+    }
 }
 
 impl fmt::Display for Rows {
@@ -168,6 +204,24 @@ pub struct CropSignals {
     pub matrices: BTreeMap<Signal, Array2<f32>>,
     /// The processed pixels.
     pub pixels: CropPixels,
+}
+
+impl CropSignals {
+    /// Those that are asked for.
+    pub(crate) fn only(&self, asked: &BTreeSet<Signal>) -> Self {
+        fn copied<T: Clone>(
+            from: &BTreeMap<Signal, T>,
+            asked: &BTreeSet<Signal>,
+        ) -> BTreeMap<Signal, T> {
+            let kept = from.iter().filter(|(signal, _)| asked.contains(signal));
+            kept.map(|(signal, values)| (*signal, values.clone())).collect()
+        }
+        Self {
+            vectors: copied(&self.vectors, asked),
+            matrices: copied(&self.matrices, asked),
+            pixels: CropPixels::default(),
+        }
+    }
 }
 
 /// Which patches make a visual token, for carrying patch scores to tokens: crop, patch of that crop
@@ -298,5 +352,18 @@ mod tests {
         let raster = PatchOrder::of(&[source(&[0, 1, 4, 5])]);
         assert_eq!(raster, PatchOrder::Raster);
         assert_eq!(raster.place(5, 4), (1, 1));
+    }
+
+    #[test]
+    fn what_the_tower_gives_does_not_depend_on_the_text() {
+        let tower = [Signal::ClsAttention { layer: 1 }, Signal::EncoderFeatures];
+        assert!(tower.iter().all(|s| s.is_of_tower() && !s.depends_on_text()));
+        let text = [
+            Signal::InstructionEmbedding,
+            Signal::Attention { layer: 1, rows: Rows::Instruction },
+            Signal::Hidden { layer: 1 },
+        ];
+        assert!(text.iter().all(|s| !s.is_of_tower() && s.depends_on_text()));
+        assert!(!Signal::Embeddings.depends_on_text() && !Signal::Embeddings.is_of_tower());
     }
 }

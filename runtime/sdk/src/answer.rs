@@ -5,6 +5,8 @@ use std::time::Duration;
 use secateur_core::batch::StageReport;
 use secateur_core::decode::FinishReason;
 
+use crate::reuse::Reuse;
+
 /// A finished answer.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Answer {
@@ -67,6 +69,9 @@ pub struct Report {
     pub kv_bytes: usize,
     /// Largest resident size of the process so far, bytes; 0 where it cannot be read.
     pub peak_bytes: u64,
+    /// What an earlier request had computed.
+    #[serde(default)]
+    pub reuse: Reuse,
     /// The most requests that ran in one pass with it, itself included.
     pub batch: usize,
     /// Notes of the pruners: fallbacks taken.

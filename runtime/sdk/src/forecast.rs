@@ -64,6 +64,9 @@ pub struct MemoryForecast {
     pub activations: u64,
     /// Pictures: decoded, and as the vision tower reads them.
     pub pictures: u64,
+    /// Tower rows that are held for later requests: those of this load, within the bound of
+    /// [`crate::VlmBuilder::reuse`] that many different pictures come to.
+    pub reuse: u64,
     /// The process itself.
     pub process: u64,
 }
@@ -71,7 +74,7 @@ pub struct MemoryForecast {
 impl MemoryForecast {
     /// All of it.
     pub fn total(&self) -> u64 {
-        [self.weights, self.cache, self.activations, self.pictures, self.process]
+        [self.weights, self.cache, self.activations, self.pictures, self.reuse, self.process]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -81,12 +84,13 @@ impl fmt::Display for MemoryForecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} (weights {}, keys and values {}, activations {}, pictures {}, process {})",
+            "{} (weights {}, keys and values {}, activations {}, pictures {}, rows for reuse {}, process {})",
             in_units(self.total()),
             in_units(self.weights),
             in_units(self.cache),
             in_units(self.activations),
             in_units(self.pictures),
+            in_units(self.reuse),
             in_units(self.process)
         )
     }
@@ -107,6 +111,8 @@ pub(crate) struct Sizes {
     pub intermediate: usize,
     /// Bytes of a weight, and of a number in the cache.
     pub width: u64,
+    /// Bytes of tower rows that may be held.
+    pub reuse: u64,
 }
 
 impl Sizes {
@@ -160,6 +166,7 @@ impl Sizes {
             weights: self.elements(info) * self.width,
             cache,
             activations: decoder.max(tower),
+            reuse: self.reuse.min(requests * patches * e.width as u64 * 4),
             pictures: requests * patches * PATCH + load.decoding_pixels * DECODED,
             process: PROCESS,
         }

@@ -1,5 +1,6 @@
 //! From requests to prefilled sequences: the part that sessions, batches and traces share.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,10 +11,9 @@ use secateur_core::chain::ResolvedChain;
 use secateur_core::clip::Clip;
 use secateur_core::error::{InputError, RunError};
 use secateur_core::memory::OutOfMemory;
-use secateur_core::model::{
-    Control, Encoded, Pixels, Placeholder, Positions, Prompt, VisualLayout,
-};
+use secateur_core::model::{Control, Pixels, Placeholder, Positions, Prompt, VisualLayout};
 use secateur_core::prune::Memory;
+use secateur_core::signal::Signal;
 use secateur_core::trace::Trace;
 
 use secateur_models::text::{Message, Part};
@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::generate::Generation;
 use crate::outline::pixels;
 use crate::request::{PreparedClips, Request};
+use crate::reuse::{Reuse, Store};
 use crate::vlm::{Model, Vlm};
 
 /// A request whose pictures are pixels and whose prompt is ids.
@@ -32,6 +33,8 @@ pub(crate) struct Prepared {
     pub positions: Positions,
     pub layout: VisualLayout,
     pub chain: Arc<ResolvedChain>,
+    /// Signals of the tower that the chain reads, or that later requests will.
+    pub signals: BTreeSet<Signal>,
     pub memories: Vec<Memory>,
     pub room: usize,
     pub times: Times,
@@ -46,6 +49,7 @@ pub(crate) struct Account {
     pub visual_in: usize,
     pub pictures: Vec<[u32; 2]>,
     pub dense: secateur_core::tokens::TokenMap,
+    pub reuse: Reuse,
     pub batch: usize,
 }
 
@@ -146,7 +150,21 @@ impl Vlm {
             process: process_ms,
             ..Times::default()
         };
-        Ok(Prepared { pixels, prompt, positions, layout, chain, memories, room, times, started })
+        let read = chain.signals();
+        let read = read.iter().chain(&request.ahead);
+        let signals = read.copied().filter(Signal::is_of_tower).collect();
+        Ok(Prepared {
+            pixels,
+            prompt,
+            positions,
+            layout,
+            chain,
+            signals,
+            memories,
+            room,
+            times,
+            started,
+        })
     }
 
     /// Vision tower, early stages, assembly.
@@ -163,6 +181,7 @@ impl Vlm {
             positions,
             layout,
             chain,
+            signals,
             memories,
             room,
             mut times,
@@ -170,13 +189,16 @@ impl Vlm {
         } = prepared;
         let start = Instant::now();
         let views: Vec<&Pixels> = pixels.iter().collect();
-        let signals: Vec<_> = chain.signals().into_iter().collect();
-        let mut encoded: Result<Option<Encoded>, RunError> = Ok(None);
-        if !views.is_empty() {
-            model.ops.scope(&mut || {
-                encoded = model.encoder.encode(&views, &signals, control).map(Some);
-            });
-        }
+        // A trace holds what only a run of the tower gives.
+        let (off, is_traced) = (Store::new(0), trace.is_some());
+        let store = if is_traced { &off } else { &model.store };
+        let (encoded, reuse) = if views.is_empty() {
+            (None, Reuse::default())
+        } else {
+            let (ops, encoder) = (&*model.ops, &*model.encoder);
+            let (rows, reuse) = store.encode(ops, encoder, &views, &signals, control)?;
+            (Some(rows), reuse)
+        };
         let account_pictures = pixels.iter().map(|p| p.source).collect();
         let prompt_tokens = prompt.ids.len();
         let dense = layout.map.clone();
@@ -185,7 +207,7 @@ impl Vlm {
             prompt,
             positions,
             layout,
-            encoded: encoded?,
+            encoded: encoded.as_deref(),
             chain,
             memories,
             room,
@@ -199,6 +221,7 @@ impl Vlm {
             visual_in: dense.len(),
             pictures: account_pictures,
             dense,
+            reuse,
             batch: 1,
         };
         Ok((sequence, account))
@@ -296,6 +319,7 @@ pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Accou
         ms: times,
         kv_bytes: sequence.cache.bytes(),
         peak_bytes: peak_bytes(),
+        reuse: account.reuse,
         batch: account.batch,
         notes: notes(sequence),
         pictures: account.pictures.clone(),

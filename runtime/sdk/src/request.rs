@@ -1,5 +1,6 @@
 //! A request: pictures, a question, a chain, and how to answer.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use secateur_core::clip::{Clip, Frame, VideoInfo};
 use secateur_core::decode::{AllowedTokens, Sampling};
 use secateur_core::error::InputError;
 use secateur_core::model::{CancelToken, Control, Pixels};
+use secateur_core::signal::Signal;
 use secateur_encoders::image;
 
 use crate::chains::ChainSource;
@@ -30,6 +32,8 @@ pub struct Request {
     /// What became of the clips, once [`crate::Vlm::prepared`] has let them go.
     pub(crate) prepared: Option<PreparedClips>,
     pub(crate) chain: Option<ChainSource>,
+    /// Signals of the tower that later requests about these pictures will read.
+    pub(crate) ahead: BTreeSet<Signal>,
     pub(crate) sampling: Sampling,
     pub(crate) allowed: Option<Arc<dyn AllowedTokens>>,
     pub(crate) max_tokens: usize,
@@ -60,6 +64,7 @@ impl Request {
             clips: Vec::new(),
             prepared: None,
             chain: None,
+            ahead: BTreeSet::new(),
             sampling: Sampling::default(),
             allowed: None,
             max_tokens: 128,
@@ -220,6 +225,26 @@ impl Request {
     #[must_use]
     pub fn chain(mut self, chain: impl Into<ChainSource>) -> Self {
         self.chain = Some(chain.into());
+        self
+    }
+
+    /// Has the vision tower give these signals beside those that the chain reads, so that later
+    /// requests about the same pictures with other chains find them and encode nothing
+    /// ([`crate::VlmBuilder::reuse`]). Signals that are not the tower's are left out.
+    ///
+    /// ```
+    /// use secateur::{Encoding, ModelSource, Request, Vlm};
+    /// let vlm = Vlm::builder(ModelSource::Embedded).open()?;
+    /// let ask = || Request::new("What?").max_tokens(1).rgb("grey", 8, 8, vec![128u8; 192]);
+    /// let later = vlm.resolve("vtc_cls:keep=16")?.signals();
+    /// vlm.session().ask(ask()?.also_read(later))?.finish()?;
+    /// let answer = vlm.session().ask(ask()?.chain("vtc_cls:keep=16"))?.finish()?;
+    /// assert_eq!(answer.report.reuse.encoded, Encoding::Reused);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    #[must_use]
+    pub fn also_read(mut self, signals: impl IntoIterator<Item = Signal>) -> Self {
+        self.ahead.extend(signals);
         self
     }
 

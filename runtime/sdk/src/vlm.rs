@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::forecast::{Load, MemoryForecast, Sizes};
 use crate::outline::{Outline, pixels};
 use crate::pipeline::guarded;
+use crate::reuse::{DEFAULT_BYTES, Store};
 use crate::session::Session;
 use crate::source::ModelSource;
 
@@ -42,6 +43,7 @@ pub(crate) struct Model {
     pub registry: Registry,
     pub options: ProcessorOptions,
     pub sizes: Sizes,
+    pub store: Store,
 }
 
 /// A loaded model. Cheap to clone, usable from several threads; each [`Session`] is one stream.
@@ -90,6 +92,7 @@ pub struct VlmBuilder {
     adapter: Option<PathBuf>,
     registry: Registry,
     encoder: Option<MakeEncoder>,
+    reuse: usize,
 }
 
 impl Vlm {
@@ -105,6 +108,7 @@ impl Vlm {
             adapter: None,
             registry: secateur_pruners::registry(),
             encoder: None,
+            reuse: DEFAULT_BYTES,
         }
     }
 
@@ -231,6 +235,7 @@ impl std::fmt::Debug for VlmBuilder {
             .field("load", &self.load)
             .field("registry", &self.registry)
             .field("own_encoder", &self.encoder.is_some())
+            .field("reuse", &self.reuse)
             .finish()
     }
 }
@@ -308,6 +313,27 @@ impl VlmBuilder {
         make: impl FnOnce(EncoderParts<'_>) -> Result<Box<dyn Encoder>, Error> + Send + 'static,
     ) -> Self {
         self.encoder = Some(Box::new(make));
+        self
+    }
+
+    /// Bytes of tower rows that are held, so that a later request about the same picture (a turn of a
+    /// chat, another chain, a second try) does not encode it again; 64 MiB unless set, 0 is off. What
+    /// was used the longest time ago goes first. Answers are the same either way;
+    /// [`crate::Report::reuse`] says what was found.
+    ///
+    /// ```
+    /// use secateur::{Encoding, ModelSource, Request, Vlm};
+    /// let vlm = Vlm::builder(ModelSource::Embedded).reuse(16 << 20).open()?;
+    /// let ask = || Request::new("What?").max_tokens(1).rgb("grey", 8, 8, vec![128u8; 192]);
+    /// let first = vlm.session().ask(ask()?)?.finish()?;
+    /// let second = vlm.session().ask(ask()?)?.finish()?;
+    /// assert_eq!(first.report.reuse.encoded, Encoding::New);
+    /// assert_eq!(second.report.reuse.encoded, Encoding::Reused);
+    /// # Ok::<(), secateur::Error>(())
+    /// ```
+    #[must_use]
+    pub fn reuse(mut self, bytes: usize) -> Self {
+        self.reuse = bytes;
         self
     }
 
@@ -392,7 +418,7 @@ impl VlmBuilder {
 
     fn describe(self, files: &ModelFiles, elements: Option<u64>) -> Result<Outline, Error> {
         let described = secateur_models::registry::describe(files, self.load)?;
-        let sizes = sizes(&described, elements, self.precision);
+        let sizes = sizes(&described, elements, self.precision, self.reuse);
         Outline::new(files, described, self.options, self.registry, sizes)
     }
 
@@ -414,7 +440,7 @@ impl VlmBuilder {
         ops: Arc<dyn Ops>,
     ) -> Result<Vlm, Error> {
         let described = secateur_models::registry::describe(files, self.load)?;
-        let sizes = sizes(&described, weights.elements(), self.precision);
+        let sizes = sizes(&described, weights.elements(), self.precision, self.reuse);
         let LoadedModel { entry, family, tower, weights, text } =
             secateur_models::registry::load(files, weights, &ops, self.load)?;
         let mut info = family.info().clone();
@@ -458,14 +484,21 @@ impl VlmBuilder {
             registry: self.registry,
             options: self.options,
             sizes,
+            store: Store::new(self.reuse),
         };
         Ok(Vlm { model: Arc::new(model) })
     }
 }
 
-fn sizes(described: &Description, elements: Option<u64>, precision: Precision) -> Sizes {
+fn sizes(
+    described: &Description,
+    elements: Option<u64>,
+    precision: Precision,
+    reuse: usize,
+) -> Sizes {
     let width = if precision == Precision::F32 { 4 } else { 2 };
-    Sizes { elements, intermediate: described.decoder().intermediate, width }
+    let reuse = reuse as u64;
+    Sizes { elements, intermediate: described.decoder().intermediate, width, reuse }
 }
 
 fn shape_files(shape: &str) -> Result<ModelFiles, Error> {

@@ -22,7 +22,7 @@ pub(crate) use caption::{CaptionArgs, Fingerprint, Format, OnExisting, Order, Pr
 pub(crate) use judge::{CalibrateArgs, EvalArgs, QuestionArgs, RowsChoice, TrendForm, TuneArgs};
 pub(crate) use media::{AskMedia, Medium, TraceMedia};
 pub(crate) use tools::{
-    Advance, AskArgs, BenchArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
+    Advance, AskArgs, BenchArgs, ChatArgs, CompletionsArgs, ConfigAction, ConfigArgs, DoctorArgs,
     ExplainArgs, InspectArgs, ManArgs, ModelsArgs, PresetsArgs, PrunersArgs, TokensArgs, TraceArgs,
 };
 #[cfg(feature = "onnx")]
@@ -90,6 +90,8 @@ pub(crate) enum Command {
     /// Answer one question about pictures or a video, streamed
     #[command(override_usage = "secateur ask [OPTIONS] [FILE]... <QUESTION>")]
     Ask(Box<AskArgs>),
+    /// Talk about pictures or a video, question by question; /help lists what can be typed
+    Chat(Box<ChatArgs>),
     /// Print how a chain of pruners runs on a model
     Explain(Box<ExplainArgs>),
     /// Draw what each stage of a chain kept, dropped and merged, as PNG or HTML

@@ -1,4 +1,4 @@
-//! Flags of the commands that look at one run: `ask`, `explain`, `inspect`, `trace`, `bench`,
+//! Flags of the commands that look at one run: `ask`, `chat`, `explain`, `inspect`, `trace`, `bench`,
 //! `tokens`, `models`, `pruners`, `presets`, `doctor`, `config`, `completions`, `man`.
 
 use std::path::PathBuf;
@@ -35,6 +35,27 @@ pub(crate) struct AskArgs {
     /// One JSON object instead of text
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+}
+
+/// Flags of `chat`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Picture, video, or folder of frames (may be repeated)
+    #[arg(short = 'i', long, value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) video: VideoArgs,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
+    /// System message; @FILE reads a file
+    #[arg(short, long, value_name = "TEXT|@FILE", help_heading = "Answer")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) limits: LimitArgs,
 }
 
 /// Flags of `explain`.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, decode, load};
-use secateur::{Answer, Clip, Load, Report, Request};
+use secateur::{Answer, Clip, Encoding, Load, Report, Request, Stream};
 use serde::Serialize;
 
 use crate::args::{AskArgs, Medium};
@@ -75,15 +75,7 @@ pub(crate) fn run(args: &AskArgs, console: &Console) -> Result<Outcome> {
         None => error.into(),
     })?;
     if !args.json && !args.no_stream {
-        let mut is_start = true;
-        for piece in stream.by_ref() {
-            let piece = piece?;
-            // The first token of many tokenizers brings a space.
-            let piece = if is_start { piece.trim_start() } else { &piece };
-            is_start &= piece.is_empty();
-            console.words(piece)?;
-        }
-        console.result("\n")?;
+        say(&mut stream, console)?;
     }
     let answer = stream.finish()?;
     if args.json {
@@ -156,6 +148,46 @@ pub(crate) fn picture(path: &Path, limits: &Limits) -> Result<Clip> {
     Ok(decode("stdin", &bytes, limits)?)
 }
 
+/// Prints an answer as it is made, and ends its line however it ends.
+///
+/// # Errors
+/// What stopped it; a closed stdout.
+pub(crate) fn say(stream: &mut Stream<'_>, console: &Console) -> Result<()> {
+    let mut is_start = true;
+    for piece in stream.by_ref() {
+        let piece = match piece {
+            Ok(piece) => piece,
+            Err(error) => {
+                if !is_start {
+                    console.result("\n")?;
+                }
+                return Err(error.into());
+            }
+        };
+        // The first token of many tokenizers brings a space.
+        let piece = if is_start { piece.trim_start() } else { &piece };
+        is_start &= piece.is_empty();
+        console.words(piece)?;
+    }
+    console.result("\n")
+}
+
+/// What became of the pictures in the vision tower, in words.
+fn encoding(report: &Report) -> String {
+    let reuse = &report.reuse;
+    let all = report.pictures.len();
+    match reuse.encoded {
+        Encoding::None => "no picture".to_owned(),
+        Encoding::Reused => format!("not again: held rows, which took {:.1} ms", reuse.saved_ms),
+        Encoding::MoreSignals => "again: this chain reads signals that were not held".to_owned(),
+        Encoding::New if reuse.clips > 0 => {
+            format!("{} of {all}: the others' rows were held", all - reuse.clips)
+        }
+        Encoding::New => "all: no rows of them were held".to_owned(),
+        _ => "all: no rows are held".to_owned(),
+    }
+}
+
 /// Where tokens and time went, for people.
 pub(crate) fn stats(report: &Report, device: &str) -> String {
     let mut out = format!("device         {device}\n");
@@ -170,6 +202,7 @@ pub(crate) fn stats(report: &Report, device: &str) -> String {
         mib(report.peak_bytes),
         mib(report.kv_bytes as u64)
     ));
+    out.push_str(&format!("encoded        {}\n", encoding(report)));
     if !report.stages.is_empty() {
         out.push('\n');
         let mut rows = vec![["stage", "site", "in", "kept", "ms"].map(str::to_owned).to_vec()];

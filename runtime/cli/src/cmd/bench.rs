@@ -164,8 +164,12 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
 }
 
 fn open(args: &BenchArgs, console: &Console) -> Result<Vlm> {
-    let Some(shape) = &args.shape else { return job::open(&args.model, console) };
+    let Some(shape) = &args.shape else {
+        return job::open_holding_nothing(&args.model, console);
+    };
     job::builder(&args.model, Needs::Description, console)?
+        // Every round encodes.
+        .reuse(0)
         .open_random(shape, 0)
         .with_context(|| format!("shape {shape}"))
 }

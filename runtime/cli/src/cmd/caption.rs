@@ -62,7 +62,7 @@ pub(crate) fn run(args: &CaptionArgs, console: &Console) -> Result<Outcome> {
         ..Load::default()
     };
     let most = job::most_requests(&args.model, &args.limits, &job.chain, &load, console)?;
-    let vlm = job::open(&args.model, console)?;
+    let vlm = job::open_holding_nothing(&args.model, console)?;
     let chain = vlm.resolve(&job.chain)?;
     let frames = Frames::new(&args.video, &vlm, job.max_tokens, job.limits);
     let settings = job.settings(&args.model, &chain, &frames);

@@ -17,6 +17,8 @@ use crate::write::replace_one;
 
 /// Fewest tokens among the budgets that are compared by default.
 const LEAST: usize = 16;
+/// Bytes of tower rows and signals that are held for each picture of a pass, at most.
+const PER_PICTURE: usize = 64 << 20;
 
 /// Runs the command.
 ///
@@ -31,7 +33,9 @@ pub(crate) fn run(args: &EvalArgs, console: &Console) -> Result<Outcome> {
     let model = &args.model;
     let batch =
         job::requests_within(args.batch_size, model, &args.limits, args.max_tokens, console)?;
-    let vlm = job::open(model, console)?;
+    let limit = args.limits.max_memory.and_then(|limit| usize::try_from(limit / 8).ok());
+    let held = batch.saturating_mul(PER_PICTURE).min(limit.unwrap_or(usize::MAX));
+    let vlm = job::open_holding(model, held, console)?;
     let keep = budgets(&args.keep, vlm.info().visual_tokens);
     let plan = Plan::new(&vlm, &args.pruners, &chains, &keep, args.seeds)?;
     for note in &plan.notes {

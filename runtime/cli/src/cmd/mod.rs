@@ -5,6 +5,7 @@ pub(crate) mod bench;
 mod bench_captions;
 pub(crate) mod calibrate;
 pub(crate) mod caption;
+pub(crate) mod chat;
 pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod eval;

@@ -4,14 +4,17 @@
 //! - One line an answer, appended when its batch is done; a torn last line is cut off when the log
 //!   is opened again.
 //! - The log begins with the model and the settings that made it; another model is refused.
-//! - Runs take turns batch by batch, so that a machine that slows down slows all of them.
+//! - Runs take turns batch by batch, so that a machine that slows down slows all of them, and the
+//!   rows of a batch's pictures need to be held for that long only.
+//! - A picture is encoded once, with the signals of all chains; each run is charged what that took.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use secateur::image::Limits;
-use secateur::{Answer, Clip, Request, Vlm};
+use secateur::signal::Signal;
+use secateur::{Answer, Clip, Encoding, Request, Vlm};
 use serde::{Deserialize, Serialize};
 
 use super::questions::Question;
@@ -169,13 +172,17 @@ pub(crate) fn run(
     mut progress: Progress<'_>,
     console: &Console,
 ) -> Result<Option<Outcome>> {
-    let mut pictures = Pictures { limits: job.limits, last: None };
+    let mut pictures = Pictures { limits: job.limits, last: None, encoded: 0, reused: 0 };
+    let mut reads = BTreeSet::new();
+    for run in &job.plan.runs {
+        reads.extend(job.vlm.resolve(&run.chain)?.signals());
+    }
     for questions in job.questions.chunks(job.batch.max(1)) {
         for run in &job.plan.runs {
             let done = |q: &&Question| log.get(run, q).is_some_and(|r| r.error.is_none());
             let open: Vec<&Question> = questions.iter().filter(|q| !done(q)).collect();
             let skipped = questions.len() - open.len();
-            let records = answer(job, run, &open, &mut pictures);
+            let records = answer(job, run, &open, &reads, &mut pictures);
             let failed = records.iter().filter(|r| r.error.is_some()).count();
             for record in records {
                 if let Some(error) = &record.error {
@@ -194,13 +201,20 @@ pub(crate) fn run(
     }
     log.file.sync()?;
     progress.finish();
+    let Pictures { encoded, reused, .. } = pictures;
+    if encoded + reused > 0 {
+        console.note(&format!("{encoded} pictures encoded, {reused} answers from the same rows"));
+    }
     Ok(None)
 }
 
-/// The last picture, decoded: questions about one picture stand together.
+/// The last picture, decoded: questions about one picture stand together. How many were encoded.
 struct Pictures {
     limits: Limits,
     last: Option<(PathBuf, Clip)>,
+    /// Answers whose picture went through the vision tower, and those that found its rows.
+    encoded: usize,
+    reused: usize,
 }
 
 impl Pictures {
@@ -217,7 +231,13 @@ impl Pictures {
     }
 }
 
-fn answer(job: &Job<'_>, run: &Run, open: &[&Question], pictures: &mut Pictures) -> Vec<Record> {
+fn answer(
+    job: &Job<'_>,
+    run: &Run,
+    open: &[&Question],
+    reads: &BTreeSet<Signal>,
+    pictures: &mut Pictures,
+) -> Vec<Record> {
     let mut results: Vec<Option<Result<Answer, secateur::Error>>> = Vec::new();
     let mut requests = Vec::new();
     let mut warm_ups = Vec::new();
@@ -228,6 +248,7 @@ fn answer(job: &Job<'_>, run: &Run, open: &[&Question], pictures: &mut Pictures)
                     Request::new(text)
                         .clip(clip.clone())
                         .chain(run.chain.clone())
+                        .also_read(reads.iter().copied())
                         .max_tokens(job.max_tokens)
                 };
                 requests.push(request(&question.text));
@@ -243,6 +264,12 @@ fn answer(job: &Job<'_>, run: &Run, open: &[&Question], pictures: &mut Pictures)
     } else {
         job.vlm.batch(requests)
     };
+    for answer in answers.iter().flatten() {
+        match answer.report.reuse.encoded {
+            Encoding::Reused => pictures.reused += 1,
+            _ => pictures.encoded += 1,
+        }
+    }
     let mut answers = answers.into_iter();
     let layers = job.vlm.info().decoder.layers;
     results
@@ -299,7 +326,7 @@ fn record(
             record.visual_mean = measured_mean(report, layers);
             record.output_tokens = report.output_tokens;
             record.ms = Milliseconds {
-                encode: report.ms.process + report.ms.encode,
+                encode: report.ms.process + report.ms.encode + report.reuse.saved_ms,
                 prune: report.ms.prune,
                 prefill: report.ms.prefill,
                 decode: report.ms.decode,
