@@ -56,6 +56,8 @@ fn open() -> Vlm {
     Vlm::builder(golden().join("models/llava-1.5-tiny"))
         .precision(Precision::F32)
         .threads(2)
+        // The second request of a session runs whole.
+        .reuse(0)
         .pruner("count", Arc::new(|_: &Params<'_>| Ok(Box::new(At { layer: 1, act: count }))))
         .pruner("square", Arc::new(|_: &Params<'_>| Ok(Box::new(At { layer: 3, act: square }))))
         .open()

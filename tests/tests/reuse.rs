@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use secateur::signal::Signal;
 use secateur::{
-    Answer, Encoder, EncoderInfo, Encoding, Error, Precision, Request, RunError, Vlm, VlmBuilder,
+    Answer, Encoder, EncoderInfo, Encoding, Error, Precision, Reading, Request, RunError, Vlm,
+    VlmBuilder,
 };
 use secateur_core::model::{Control, Encoded, Pixels};
 use secateur_tests::golden;
@@ -174,4 +175,98 @@ fn a_bound_below_a_picture_holds_nothing() {
         assert_eq!(ask(&vlm, request(&[1], "none")).report.reuse.encoded, Encoding::New);
     }
     assert_eq!(encoded.load(Ordering::SeqCst), 2);
+}
+
+/// The answers of a conversation about two pictures; `is_new`: each turn in a session of its own.
+fn conversation(vlm: &Vlm, chain: &str, turns: usize, is_new: bool) -> Vec<Answer> {
+    let mut session = vlm.session();
+    let mut said: Vec<(String, String)> = Vec::new();
+    let mut answers = Vec::new();
+    for turn in 0..turns {
+        let asked = request(&[1, 2], chain).max_tokens(3 + 2 * turn);
+        let asked = said.iter().fold(asked, |request, (q, a)| request.turn(q, a));
+        let answer = session.ask(asked).expect("it runs").finish().expect("it ends");
+        said.push(("What is this?".to_owned(), format!("{turn} of them, {}", answer.text)));
+        answers.push(answer);
+        if is_new {
+            session = vlm.session();
+        }
+    }
+    answers
+}
+
+#[test]
+fn later_turns_read_what_is_new_and_no_bit_changes() {
+    let families = ["llava-1.5-tiny", "llava-next-tiny", "llava-onevision-tiny", "qwen2-vl-tiny"];
+    let more = ["qwen2.5-vl-tiny", "qwen3-vl-tiny", "smolvlm-tiny", "internvl-tiny"];
+    for model in families.into_iter().chain(more) {
+        let held = builder(model).open().expect("it opens");
+        let fresh = builder(model).reuse(0).open().expect("it opens");
+        for chain in ["none", "grid:keep=9", "random:keep=9:layer=1"] {
+            if held.resolve(chain).is_err() {
+                continue;
+            }
+            let (reused, whole) =
+                (conversation(&held, chain, 4, false), conversation(&fresh, chain, 4, true));
+            for (turn, (a, b)) in reused.iter().zip(&whole).enumerate() {
+                let place = format!("{model}, {chain}, turn {turn}");
+                assert_eq!(a.ids, b.ids, "{place}");
+                assert_eq!(a.report.logits, b.report.logits, "{place}");
+                assert_eq!(a.report.visual_kept, b.report.visual_kept, "{place}");
+                assert_eq!(a.report.prompt_tokens, b.report.prompt_tokens, "{place}");
+                let (expected, reuse) =
+                    (if turn == 0 { Reading::First } else { Reading::Continued }, a.report.reuse);
+                assert_eq!(reuse.read, expected, "{place}");
+                assert_eq!(b.report.reuse.read, Reading::Off, "{place}");
+                if turn > 0 {
+                    assert_eq!(a.report.ms.encode, 0.0, "{place}");
+                    assert!(reuse.prompt_tokens > a.report.visual_in, "{place}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_may_not_go_on_reads_everything_and_says_why() {
+    let vlm = builder("llava-1.5-tiny").open().expect("it opens");
+    let fresh = builder("llava-1.5-tiny").reuse(0).open().expect("it opens");
+    let mut session = vlm.session();
+    let mut read = |request: Request| {
+        let whole = ask(&fresh, request.clone());
+        let answer = session.ask(request).expect("it runs").finish().expect("it ends");
+        assert_eq!(answer.report.logits, whole.report.logits);
+        answer.report.reuse.read
+    };
+    let turn = |request: Request| request.turn("What?", "A thing.");
+    assert_eq!(read(request(&[1], "none")), Reading::First);
+    assert_eq!(read(turn(request(&[1], "none"))), Reading::Continued);
+    assert_eq!(read(turn(request(&[2], "none"))), Reading::OtherPictures);
+    assert_eq!(read(turn(request(&[2], "grid:keep=9"))), Reading::OtherChain);
+    assert_eq!(read(turn(request(&[2], "grid:keep=9")).system("Be brief.")), Reading::OtherText);
+    assert_eq!(read(request(&[2], "fastv:layer=1:keep=9")), Reading::OtherChain);
+    assert_eq!(read(turn(request(&[2], "fastv:layer=1:keep=9"))), Reading::ReadsText);
+    let itself = builder("paligemma-tiny").open().expect("it opens");
+    let mut session = itself.session();
+    for expected in [Reading::First, Reading::SeesItself] {
+        let answer = session.ask(request(&[1], "none")).expect("it runs").finish();
+        assert_eq!(answer.expect("it ends").report.reuse.read, expected);
+    }
+}
+
+#[test]
+fn the_turn_after_a_stopped_answer_goes_on_from_what_was_said() {
+    let vlm = builder("llava-1.5-tiny").open().expect("it opens");
+    let fresh = builder("llava-1.5-tiny").reuse(0).open().expect("it opens");
+    let mut session = vlm.session();
+    let stop = secateur::CancelToken::default();
+    let long = request(&[1], "vtc_cls:keep=16").max_tokens(50).cancel(stop.clone());
+    let mut stream = session.ask(long).expect("it runs");
+    stream.next().expect("a piece").expect("text");
+    stop.cancel();
+    assert!(matches!(stream.finish(), Err(Error::Cancelled { partial: Some(_), .. })));
+    let again = || request(&[1], "vtc_cls:keep=16").turn("What is this?", "Something.");
+    let answer = session.ask(again()).expect("it runs").finish().expect("it ends");
+    assert_eq!(answer.report.reuse.read, Reading::Continued);
+    assert_eq!(answer.report.logits, ask(&fresh, again()).report.logits);
 }

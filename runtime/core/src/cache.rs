@@ -42,6 +42,30 @@ impl CacheValues {
         }
     }
 
+    /// The same `len` rows of each head where there is room for `to` and not `from`.
+    fn widened(&self, (heads, dim): (usize, usize), len: usize, from: usize, to: usize) -> Self {
+        fn copied<T: Copy>(new: &mut [T], old: &[T], to: usize, from: usize, filled: usize) {
+            for (new, old) in new.chunks_mut(to.max(1)).zip(old.chunks(from.max(1))) {
+                new[..filled].copy_from_slice(&old[..filled]);
+            }
+        }
+        let dtype = match self {
+            CacheValues::F32(_) => DType::F32,
+            CacheValues::Bf16(_) => DType::Bf16,
+        };
+        let mut wide = Self::zeros(dtype, heads * to * dim);
+        match (&mut wide, self) {
+            (CacheValues::F32(new), CacheValues::F32(old)) => {
+                copied(new, old, to * dim, from * dim, len * dim);
+            }
+            (CacheValues::Bf16(new), CacheValues::Bf16(old)) => {
+                copied(new, old, to * dim, from * dim, len * dim);
+            }
+            _ => unreachable!("made of the same type above"),
+        }
+        wide
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         match self {
@@ -99,6 +123,18 @@ impl LayerCache {
         self.len -= gone;
         self.positions.truncate(len);
         self.origins.truncate(len);
+    }
+
+    /// Makes room for `capacity` rows in all; what is filled stays.
+    pub fn reserve(&mut self, capacity: usize) {
+        if capacity <= self.capacity {
+            return;
+        }
+        let heads = (self.kv_heads, self.head_dim);
+        for values in [&mut self.keys, &mut self.values] {
+            *values = values.widened(heads, self.len, self.capacity, capacity);
+        }
+        self.capacity = capacity;
     }
 
     /// Bytes held by keys and values.

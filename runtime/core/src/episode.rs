@@ -50,6 +50,11 @@ impl Memory {
         Arc::get_mut(state).and_then(|s| s.downcast_mut()).expect("made one line above")
     }
 
+    /// Whether earlier steps of the episode left anything.
+    pub fn is_carried(&self) -> bool {
+        self.episode.is_some()
+    }
+
     /// Drops what belongs to a request: called when one begins.
     pub fn begin_request(&mut self) {
         self.request = None;

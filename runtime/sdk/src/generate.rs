@@ -216,7 +216,8 @@ impl Share {
     fn before(sequence: &Sequence) -> Self {
         Self {
             rows: sequence.pending_rows(),
-            is_prompt: sequence.reads_prompt(),
+            // A later turn reads its text as a chunk.
+            is_prompt: !matches!(sequence.pending, Pending::Token(_)),
             cuts: sequence.prune_time,
         }
     }

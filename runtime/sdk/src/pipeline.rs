@@ -23,12 +23,14 @@ use crate::error::Error;
 use crate::generate::Generation;
 use crate::outline::pixels;
 use crate::request::{PreparedClips, Request};
-use crate::reuse::{Reuse, Store};
+use crate::reuse::{Key, Reuse, Store};
 use crate::vlm::{Model, Vlm};
 
 /// A request whose pictures are pixels and whose prompt is ids.
 pub(crate) struct Prepared {
     pub pixels: Arc<[Pixels]>,
+    /// What the pictures are known by; nothing if nothing is held.
+    pub keys: Vec<Key>,
     pub prompt: Prompt,
     pub positions: Positions,
     pub layout: VisualLayout,
@@ -50,7 +52,27 @@ pub(crate) struct Account {
     pub pictures: Vec<[u32; 2]>,
     pub dense: secateur_core::tokens::TokenMap,
     pub reuse: Reuse,
+    /// What the pictures are known by.
+    pub keys: Vec<Key>,
     pub batch: usize,
+}
+
+impl Account {
+    /// What is known of a request before it runs.
+    pub(crate) fn of(prepared: &Prepared, reuse: Reuse) -> Self {
+        let Prepared { pixels, keys, prompt, layout, times, started, .. } = prepared;
+        Self {
+            times: *times,
+            started: *started,
+            prompt_tokens: prompt.ids.len(),
+            visual_in: layout.map.len(),
+            pictures: pixels.iter().map(|p| p.source).collect(),
+            dense: layout.map.clone(),
+            reuse,
+            keys: keys.clone(),
+            batch: 1,
+        }
+    }
 }
 
 /// Runs `f`; a panic is our bug and becomes an error of this request alone.
@@ -153,8 +175,10 @@ impl Vlm {
         let read = chain.signals();
         let read = read.iter().chain(&request.ahead);
         let signals = read.copied().filter(Signal::is_of_tower).collect();
+        let keys = model.store.keys(&views);
         Ok(Prepared {
             pixels,
+            keys,
             prompt,
             positions,
             layout,
@@ -175,33 +199,20 @@ impl Vlm {
         trace: Option<&mut dyn Trace>,
     ) -> Result<(Sequence, Account), Error> {
         let model = &*self.model;
-        let Prepared {
-            pixels,
-            prompt,
-            positions,
-            layout,
-            chain,
-            signals,
-            memories,
-            room,
-            mut times,
-            started,
-        } = prepared;
+        let mut account = Account::of(&prepared, Reuse::default());
+        let Prepared { pixels, prompt, positions, layout, chain, signals, memories, room, .. } =
+            prepared;
         let start = Instant::now();
         let views: Vec<&Pixels> = pixels.iter().collect();
         // A trace holds what only a run of the tower gives.
         let (off, is_traced) = (Store::new(0), trace.is_some());
         let store = if is_traced { &off } else { &model.store };
-        let (encoded, reuse) = if views.is_empty() {
-            (None, Reuse::default())
-        } else {
+        let mut encoded = None;
+        if !views.is_empty() {
             let (ops, encoder) = (&*model.ops, &*model.encoder);
-            let (rows, reuse) = store.encode(ops, encoder, &views, &signals, control)?;
-            (Some(rows), reuse)
-        };
-        let account_pictures = pixels.iter().map(|p| p.source).collect();
-        let prompt_tokens = prompt.ids.len();
-        let dense = layout.map.clone();
+            let rows = store.encode(ops, encoder, &views, &account.keys, &signals, control)?;
+            (encoded, account.reuse) = (Some(rows.0), rows.1);
+        }
         let parts = Parts {
             pixels: &views,
             prompt,
@@ -213,17 +224,7 @@ impl Vlm {
             room,
         };
         let sequence = assemble(&*model.family, &*model.ops, parts, trace)?;
-        times.encode = ms(start.elapsed().saturating_sub(sequence.prune_time));
-        let account = Account {
-            times,
-            started,
-            prompt_tokens,
-            visual_in: dense.len(),
-            pictures: account_pictures,
-            dense,
-            reuse,
-            batch: 1,
-        };
+        account.times.encode = ms(start.elapsed().saturating_sub(sequence.prune_time));
         Ok((sequence, account))
     }
 

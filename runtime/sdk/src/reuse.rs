@@ -36,6 +36,40 @@ pub struct Reuse {
     pub clips: usize,
     /// What the tower took when it made those rows, milliseconds: what this request saved.
     pub saved_ms: f64,
+    /// Whether the decoder read the whole prompt, and why.
+    #[serde(default)]
+    pub read: Reading,
+    /// Tokens at the front of the prompt that it did not read again.
+    #[serde(default)]
+    pub prompt_tokens: usize,
+}
+
+/// Whether the decoder read the whole prompt of a request, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reading {
+    /// All of it: nothing was asked before in this session (each request of a batch is alone).
+    #[default]
+    First,
+    /// What is new: keys and values of the rest were held.
+    Continued,
+    /// All of it: a stage of the chain reads the text or watches the answer.
+    ReadsText,
+    /// All of it: a pruner carries state from step to step.
+    CarriesState,
+    /// All of it: the chain is another one.
+    OtherChain,
+    /// All of it: the pictures are others.
+    OtherPictures,
+    /// All of it: the text differs before the end of the pictures.
+    OtherText,
+    /// All of it: in this model the whole prompt sees itself.
+    SeesItself,
+    /// All of it: the answer before failed.
+    Failed,
+    /// All of it: nothing is held ([`crate::VlmBuilder::reuse`] of 0).
+    Off,
 }
 
 /// Whether the vision tower ran for a request, and why.
@@ -67,7 +101,7 @@ pub enum Encoding {
     Off,
 }
 
-type Key = [u8; 32];
+pub(crate) type Key = [u8; 32];
 
 /// The rows that are held of one model.
 #[derive(Debug)]
@@ -125,6 +159,16 @@ impl Store {
         Self { limit, held: Mutex::default() }
     }
 
+    /// What the clips are known by; nothing if nothing is held.
+    pub(crate) fn keys(&self, clips: &[&Pixels]) -> Vec<Key> {
+        if self.limit == 0 { Vec::new() } else { clips.iter().map(|pixels| key(pixels)).collect() }
+    }
+
+    /// Whether anything is held.
+    pub(crate) fn is_on(&self) -> bool {
+        self.limit > 0
+    }
+
     /// The rows of clips with (at least) the signals asked for: held ones, and those of the tower for
     /// the clips that are not known. There is at least one clip.
     pub(crate) fn encode(
@@ -132,6 +176,7 @@ impl Store {
         ops: &dyn Ops,
         encoder: &dyn Encoder,
         clips: &[&Pixels],
+        keys: &[Key],
         asked: &BTreeSet<Signal>,
         control: &Control,
     ) -> Result<(Arc<Encoded>, Reuse), RunError> {
@@ -142,11 +187,10 @@ impl Store {
             ops.scope(&mut || encoded = encoder.encode(clips, &signals, control));
             Ok::<_, RunError>((encoded?, ms(start.elapsed())))
         };
-        if self.limit == 0 {
+        if self.limit == 0 || keys.len() != clips.len() {
             let (encoded, _) = run(clips, asked)?;
             return Ok((encoded.into(), Reuse { encoded: Encoding::Off, ..Reuse::default() }));
         }
-        let keys: Vec<Key> = clips.iter().map(|pixels| key(pixels)).collect();
         let mut reuse = Reuse { encoded: Encoding::Reused, ..Reuse::default() };
         let mut known: HashMap<Key, Arc<Encoded>> = HashMap::new();
         let mut missing: Vec<usize> = Vec::new();
@@ -200,7 +244,7 @@ impl Store {
         }
         let parts: Option<Vec<&Encoded>> =
             keys.iter().map(|key| known.get(key).map(|k| &**k)).collect();
-        match (parts, &*keys) {
+        match (parts, keys) {
             (Some(_), [key]) => Ok((known[key].clone(), reuse)),
             (Some(parts), _) => Ok((join(ops, &parts)?.into(), reuse)),
             // The encoder gave other crops than the clips have: for `assemble` to name.

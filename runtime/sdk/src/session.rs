@@ -4,18 +4,24 @@
 //! episode; [`Session::reset`] starts a new one. A step counts when its answer has ended: one that
 //! failed, missed its deadline, was refused or was dropped half-way leaves the episode as it was, and
 //! so does a step with another chain for the pruners that are not in it.
+//!
+//! A request that goes on from the one before (a turn of a chat) reads what is new alone (`resume`).
 
 use std::sync::Arc;
 
+use secateur_core::batch::Sequence;
 use secateur_core::chain::ResolvedChain;
+use secateur_core::error::RunError;
 use secateur_core::prune::{Episode, Memory};
 
 use crate::answer::Answer;
 use crate::chains::ChainSource;
 use crate::error::Error;
 use crate::generate::{Generation, step};
-use crate::pipeline::{Account, finish, guarded};
+use crate::pipeline::{Account, Prepared, finish, guarded};
 use crate::request::Request;
+use crate::resume::Held;
+use crate::reuse::Reading;
 use crate::vlm::Vlm;
 
 /// One stream of requests. `Send`, not `Sync`: give each thread its own.
@@ -25,11 +31,19 @@ pub struct Session {
     chain: ChainSource,
     resolved: Option<Arc<ResolvedChain>>,
     episode: Episode,
+    /// What the last turn left in its caches, or why there is nothing.
+    held: Result<Box<Held>, Reading>,
 }
 
 impl Session {
     pub(crate) fn new(vlm: Vlm) -> Self {
-        Self { vlm, chain: ChainSource::default(), resolved: None, episode: Episode::default() }
+        Self {
+            vlm,
+            chain: ChainSource::default(),
+            resolved: None,
+            episode: Episode::default(),
+            held: Err(Reading::First),
+        }
     }
 
     /// Sets the chain of requests that bring none: as [`Request::chain`].
@@ -39,9 +53,10 @@ impl Session {
         self
     }
 
-    /// Begins a new episode: what pruners carried is dropped.
+    /// Begins a new episode: what pruners carried is dropped, and what is held of the last turn.
     pub fn reset(&mut self) {
         self.episode.reset();
+        self.held = Err(Reading::First);
     }
 
     /// What the pruners of a chain carry, one an entry: for one step to work on.
@@ -71,16 +86,30 @@ impl Session {
         let chain = self.plan(&request)?;
         let memories = self.memories(&chain);
         let vlm = self.vlm.clone();
+        let held = std::mem::replace(&mut self.held, Err(Reading::Failed));
         let result = guarded(|| {
-            let (mut generation, account) = vlm.begin(&request, chain, memories)?;
+            let prepared = vlm.prepare(&request, chain, memories)?;
+            let (sequence, account) = match held {
+                Ok(held) => match held.resume(prepared, &vlm.model) {
+                    Ok(resumed) => resumed,
+                    Err((prepared, why)) => read_all(&vlm, prepared, &request, why)?,
+                },
+                Err(why) => read_all(&vlm, prepared, &request, why)?,
+            };
+            let mut generation = Generation::new(&vlm.model, &request, sequence);
             step(&vlm.model, &mut [&mut generation], None)?;
             Ok((generation, account))
         });
         let (mut generation, account) = result?;
         match generation.failed.take() {
-            None => {
-                Ok(Stream { session: self, generation, account, done: false, committed: false })
-            }
+            None => Ok(Stream {
+                session: self,
+                generation,
+                account,
+                done: false,
+                committed: false,
+                is_broken: false,
+            }),
             Some(error) => Err(error.into()),
         }
     }
@@ -94,6 +123,8 @@ pub struct Stream<'a> {
     account: Account,
     done: bool,
     committed: bool,
+    /// Whether a pass failed, so that the caches may be in the middle of something.
+    is_broken: bool,
 }
 
 impl std::fmt::Debug for Stream<'_> {
@@ -121,7 +152,7 @@ impl Iterator for Stream<'_> {
             let stepped =
                 guarded(|| Ok(step(&model, &mut [&mut self.generation], None).map(drop)?));
             if let Err(error) = stepped {
-                self.done = true;
+                (self.done, self.is_broken) = (true, true);
                 return Some(Err(error));
             }
         }
@@ -146,6 +177,7 @@ impl Stream<'_> {
         self.done = true;
         self.commit();
         let error = self.generation.failed.take()?;
+        self.is_broken |= !matches!(error, RunError::Cancelled(_));
         // What failed stays uncommitted, though its error is handed out.
         self.committed = true;
         Some(Err(match Error::from(error) {
@@ -172,5 +204,24 @@ impl Stream<'_> {
 impl Drop for Stream<'_> {
     fn drop(&mut self) {
         self.commit();
+        let model = self.session.vlm.model.clone();
+        if model.store.is_on() && !self.is_broken {
+            let layers = model.info.decoder.layers;
+            let generation = std::mem::take(&mut self.generation.sequence);
+            let left = Held::of(generation, &self.generation.ids, &self.account, layers);
+            self.session.held = left.map(Box::new).ok_or(Reading::Failed);
+        }
     }
+}
+
+/// A sequence that reads its whole prompt.
+fn read_all(
+    vlm: &Vlm,
+    prepared: Prepared,
+    request: &Request,
+    why: Reading,
+) -> Result<(Sequence, Account), Error> {
+    let (sequence, mut account) = vlm.encode(prepared, &request.control, None)?;
+    account.reuse.read = if vlm.model.store.is_on() { why } else { Reading::Off };
+    Ok((sequence, account))
 }

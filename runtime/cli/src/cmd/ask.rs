@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use secateur::image::{Limits, decode, load};
-use secateur::{Answer, Clip, Encoding, Load, Report, Request, Stream};
+use secateur::{Answer, Clip, Encoding, Load, Reading, Report, Request, Stream};
 use serde::Serialize;
 
 use crate::args::{AskArgs, Medium};
@@ -188,6 +188,26 @@ fn encoding(report: &Report) -> String {
     }
 }
 
+/// What of the prompt the decoder read, in words.
+fn reading(report: &Report) -> String {
+    let why = match report.reuse.read {
+        Reading::Continued => {
+            let (all, held) = (report.prompt_tokens, report.reuse.prompt_tokens);
+            return format!("the last {} tokens of {all}, behind held keys", all - held);
+        }
+        Reading::First => "nothing was asked before",
+        Reading::ReadsText => "this chain reads the text, and keeps other tokens for other words",
+        Reading::CarriesState => "a pruner carries state from answer to answer",
+        Reading::OtherChain => "the chain is another one",
+        Reading::OtherPictures => "the pictures are others",
+        Reading::OtherText => "the text differs before the end of the pictures",
+        Reading::SeesItself => "in this model the whole prompt sees itself",
+        Reading::Failed => "the answer before failed",
+        _ => "nothing is held",
+    };
+    format!("all of it: {why}")
+}
+
 /// Where tokens and time went, for people.
 pub(crate) fn stats(report: &Report, device: &str) -> String {
     let mut out = format!("device         {device}\n");
@@ -203,6 +223,7 @@ pub(crate) fn stats(report: &Report, device: &str) -> String {
         mib(report.kv_bytes as u64)
     ));
     out.push_str(&format!("encoded        {}\n", encoding(report)));
+    out.push_str(&format!("prompt read    {}\n", reading(report)));
     if !report.stages.is_empty() {
         out.push('\n');
         let mut rows = vec![["stage", "site", "in", "kept", "ms"].map(str::to_owned).to_vec()];
