@@ -54,7 +54,7 @@ impl Held {
     }
 
     /// Whether a prompt goes on from here: how many of its ids are held, or why none are.
-    fn covers(&self, next: &Prepared, model: &Model) -> Result<usize, Reading> {
+    pub(crate) fn covers(&self, next: &Prepared, model: &Model) -> Result<usize, Reading> {
         if self.sequence.chain.spec != next.chain.spec {
             return Err(Reading::OtherChain);
         }
@@ -75,17 +75,9 @@ impl Held {
         if held == 0 || held < behind || !is_a_line { Err(Reading::OtherText) } else { Ok(held) }
     }
 
-    /// The prompt's sequence with what is held in its caches and the rest pending; or the prompt
-    /// back, and why it is to be read as a whole.
-    pub(crate) fn resume(
-        self,
-        next: Prepared,
-        model: &Model,
-    ) -> Result<(Sequence, Account), (Prepared, Reading)> {
-        let held = match self.covers(&next, model) {
-            Ok(held) => held,
-            Err(why) => return Err((next, why)),
-        };
+    /// The prompt's sequence with `held` of its ids in its caches ([`Held::covers`]) and the rest
+    /// pending.
+    pub(crate) fn resume(self, next: Prepared, held: usize) -> (Sequence, Account) {
         let gone = self.ids.len() - held;
         let mut sequence = self.sequence;
         let rest = next.prompt.ids[held..].to_vec();
@@ -109,7 +101,7 @@ impl Held {
         sequence.room = next.room;
         sequence.memories = next.memories;
         sequence.prune_time = std::time::Duration::ZERO;
-        Ok((sequence, account))
+        (sequence, account)
     }
 }
 

@@ -89,11 +89,9 @@ impl Session {
         let held = std::mem::replace(&mut self.held, Err(Reading::Failed));
         let result = guarded(|| {
             let prepared = vlm.prepare(&request, chain, memories)?;
-            let (sequence, account) = match held {
-                Ok(held) => match held.resume(prepared, &vlm.model) {
-                    Ok(resumed) => resumed,
-                    Err((prepared, why)) => read_all(&vlm, prepared, &request, why)?,
-                },
+            let covered = held.and_then(|held| Ok((held.covers(&prepared, &vlm.model)?, held)));
+            let (sequence, account) = match covered {
+                Ok((rows, held)) => held.resume(prepared, rows),
                 Err(why) => read_all(&vlm, prepared, &request, why)?,
             };
             let mut generation = Generation::new(&vlm.model, &request, sequence);
