@@ -130,6 +130,7 @@ impl Command {
         Some(match self {
             Command::Caption(args) => &mut args.model.pruners,
             Command::Ask(args) => &mut args.model.pruners,
+            Command::Chat(args) => &mut args.model.pruners,
             Command::Explain(args) => &mut args.model.pruners,
             Command::Inspect(args) => &mut args.model.pruners,
             Command::Trace(args) => &mut args.model.pruners,
