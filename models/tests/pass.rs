@@ -77,12 +77,16 @@ fn a_mixed_pass_gives_every_sequence_what_it_gets_alone() {
             token.pending = Pending::Token(7);
             chunk.pending = Pending::Chunk(vec![8, 9, 10]);
             last.pending = Pending::Token(11);
-            [token, prompt(family, &IDS[2..], 4), chunk, last, prompt(family, &IDS[..1], 4)]
+            let mut tail = begun(&IDS[3..]);
+            tail.pending = Pending::Token(12);
+            let (first, second) = (prompt(family, &IDS[2..], 4), prompt(family, &IDS[..1], 4));
+            // Text before, between and behind prompts.
+            [token, first, chunk, last, second, tail]
         };
         let mut together = make();
         let mut all: Vec<&mut Sequence> = together.iter_mut().collect();
         let rows = run(family, &mut all);
-        assert_eq!(rows.len(), 5);
+        assert_eq!(rows.len(), 6);
         for (i, row) in rows.iter().enumerate() {
             let alone = run(family, &mut [&mut make()[i]]).remove(0);
             assert_eq!(*row, alone, "{name}: sequence {i}");
