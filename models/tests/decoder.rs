@@ -23,7 +23,7 @@ const MODELS: &[&str] = &[
 struct Member {
     rows: Tensor,
     positions: Vec<Position>,
-    mask: Mask,
+    mask: Mask<'static>,
     scores: Vec<ScoreRequest>,
     keys: Option<Tensor>,
     wants_transitions: bool,

@@ -241,7 +241,7 @@ pub(crate) fn pass(
     x: &mut Tensor,
     positions: &[Position],
     caches: &mut [LayerCache],
-    mask: Mask,
+    mask: Mask<'_>,
     mut after: impl FnMut(usize, &mut Tensor),
 ) {
     let rotations = rotations(family, positions);

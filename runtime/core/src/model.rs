@@ -493,7 +493,7 @@ pub struct LayerSequence<'a> {
     /// Its cache in this layer; the layer appends keys and values (and the runtime positions).
     pub cache: &'a mut LayerCache,
     /// [`Mask::Full`] while a prefix-LM reads its prompt, else [`Mask::Causal`].
-    pub mask: Mask,
+    pub mask: Mask<'a>,
     /// Attention rows to report.
     pub scores: &'a [ScoreRequest],
     /// What they were, one tensor a request (filled by the layer).

@@ -147,13 +147,38 @@ pub struct Heads<'a> {
     pub head_dim: usize,
 }
 
-/// Which keys a query sees, by order in the sequence.
+/// Which keys a query sees, by order in the sequence: always the first so many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mask {
+pub enum Mask<'a> {
     /// Every query sees every key.
     Full,
     /// The last query sees all keys, the one before all but the last, and so on.
     Causal,
+    /// How many keys each query sees, one number a query, never falling.
+    Until(&'a [u32]),
+}
+
+impl Mask<'_> {
+    /// How many of `keys` keys query `i` of `queries` sees.
+    ///
+    /// # Panics
+    /// If a list has no number for the query.
+    pub fn until(self, (queries, keys): (usize, usize), i: usize) -> usize {
+        match self {
+            Mask::Full => keys,
+            // The key at the query's own place is the last it sees.
+            Mask::Causal => (keys + i + 1).saturating_sub(queries).min(keys),
+            Mask::Until(until) => (until[i] as usize).min(keys),
+        }
+    }
+
+    /// Whether it is one of `queries` queries: a list has a number for each and never falls.
+    pub fn is_of(self, queries: usize) -> bool {
+        match self {
+            Mask::Full | Mask::Causal => true,
+            Mask::Until(until) => until.len() == queries && until.is_sorted(),
+        }
+    }
 }
 
 /// A sliding window by position id: a key is seen if `query_position - key_position < window`.
@@ -226,7 +251,7 @@ pub struct Segment<'a> {
     /// Keys and values.
     pub keys: Keys<'a>,
     /// Who sees whom.
-    pub mask: Mask,
+    pub mask: Mask<'a>,
     /// Sliding window, if any.
     pub window: Option<Window<'a>>,
     /// Scores to return beside the output, in this order.

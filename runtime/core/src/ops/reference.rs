@@ -163,18 +163,13 @@ pub(super) fn head_row<'a>(x: Heads<'a>, r: usize, h: usize) -> &'a [f32] {
 
 /// Whether query `i` of `queries` sees key `j` of `keys`.
 pub(super) fn sees(
-    mask: Mask,
+    mask: Mask<'_>,
     window: Option<Window<'_>>,
     (queries, keys): (usize, usize),
     i: usize,
     j: usize,
 ) -> bool {
-    let by_order = match mask {
-        Mask::Full => true,
-        // Key `j` is at most the query's own, which is `keys - queries + i`.
-        Mask::Causal => j + queries <= keys + i,
-    };
-    by_order && window.is_none_or(|w| w.queries[i] - w.keys[j] < w.window)
+    j < mask.until((queries, keys), i) && window.is_none_or(|w| w.queries[i] - w.keys[j] < w.window)
 }
 
 /// The error function by its series of positive terms
@@ -505,6 +500,7 @@ impl Ops for ReferenceOps {
         let mut reports = Vec::new();
         for segment in segments {
             let (n, keys) = (segment.rows.len(), key_count(segment.keys));
+            assert!(segment.mask.is_of(n), "attention: a mask of other queries");
             let group = q.heads / kv_heads(segment.keys);
             let mut probs = vec![vec![0.0f32; keys]; n];
             for h in 0..q.heads {

@@ -10,6 +10,27 @@ use secateur_core::tensor::Tensor;
 
 use super::{BOTH, Values, close, equal_bits, variants};
 
+/// Who sees whom in every segment of a case.
+#[derive(Clone, Copy, Debug)]
+enum Sees {
+    Full,
+    Causal,
+    /// What is before it and the block of so many keys that it stands in.
+    Block(usize),
+}
+
+impl Sees {
+    /// Keys that each of `n` queries, the last of `len` keys, sees.
+    fn until(self, (n, len): (usize, usize)) -> Vec<u32> {
+        let of = |key: usize| match self {
+            Sees::Full => len,
+            Sees::Causal => key + 1,
+            Sees::Block(size) => (key / size + 1) * size,
+        };
+        (len - n..len).map(|key| of(key).min(len) as u32).collect()
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Case {
     /// `(queries, keys)` of each segment.
@@ -17,7 +38,9 @@ struct Case {
     kv_heads: usize,
     group: usize,
     head_dim: usize,
-    mask: Mask,
+    sees: Sees,
+    /// Whether even the masks with names are given as lists.
+    listed: bool,
     window: Option<i32>,
     softcap: Option<f32>,
     cached: bool,
@@ -32,7 +55,8 @@ impl Case {
             kv_heads,
             group,
             head_dim,
-            mask: Mask::Causal,
+            sees: Sees::Causal,
+            listed: false,
             window: None,
             softcap: None,
             cached: true,
@@ -69,6 +93,7 @@ impl Case {
                 ((len - n..*len).map(at).collect(), (0..*len).map(at).collect())
             })
             .collect();
+        let until: Vec<Vec<u32>> = self.segments.iter().map(|&s| self.sees.until(s)).collect();
         let (mut row, mut key) = (0, 0);
         let segments: Vec<Segment<'_>> = self
             .segments
@@ -82,7 +107,11 @@ impl Case {
                     } else {
                         Keys::Rows { keys: k, values: v, first: key, len: *len }
                     },
-                    mask: self.mask,
+                    mask: match self.sees {
+                        Sees::Full if !self.listed => Mask::Full,
+                        Sees::Causal if !self.listed => Mask::Causal,
+                        _ => Mask::Until(&until[i]),
+                    },
                     window: self.window.map(|window| Window {
                         window,
                         queries: &spots[i].0,
@@ -159,7 +188,7 @@ fn heads_of_every_width_and_grouping() {
     for head_dim in [1, 4, 8, 15, 16, 17, 24, 32, 64, 72, 80, 88, 96, 128] {
         Case::new(&[(19, 19)], 1, 2, head_dim).check();
         Case::new(&[(1, 19)], 1, 2, head_dim).check();
-        Case { cached: false, mask: Mask::Full, ..Case::new(&[(19, 19)], 2, 1, head_dim) }.check();
+        Case { cached: false, sees: Sees::Full, ..Case::new(&[(19, 19)], 2, 1, head_dim) }.check();
     }
     for group in [1, 2, 3, 7, 8, 12, 40] {
         Case::new(&[(11, 21)], 2, group, 16).check();
@@ -176,7 +205,7 @@ fn decode_steps_of_several_requests() {
 
 #[test]
 fn encoders_see_everything_in_their_own_segment() {
-    let base = Case { cached: false, mask: Mask::Full, ..Case::new(&[(50, 50), (7, 7)], 3, 1, 24) };
+    let base = Case { cached: false, sees: Sees::Full, ..Case::new(&[(50, 50), (7, 7)], 3, 1, 24) };
     base.check();
     Case { scores: requests(), ..base.clone() }.check();
     Case { segments: vec![(197, 197)], scores: requests(), ..base }.check();
@@ -188,7 +217,39 @@ fn a_window_reaches_back_by_position_not_by_order() {
         for (n, len) in [(40, 40), (1, 150), (3, 90), (100, 150)] {
             let case = Case { window: Some(window), ..Case::new(&[(n, len)], 2, 2, 16) };
             case.check();
-            Case { scores: requests(), mask: Mask::Full, ..case }.check();
+            Case { scores: requests(), sees: Sees::Full, ..case.clone() }.check();
+            Case { scores: requests(), sees: Sees::Block(7), ..case }.check();
+        }
+    }
+}
+
+#[test]
+fn blocks_of_rows_see_one_another_and_what_is_before() {
+    // Blocks within lanes, across blocks of queries and of keys, and behind a cache.
+    for size in [1, 3, 16, 50, 64, 130] {
+        for (n, len) in [(70, 70), (130, 300), (1, 65), (5, 40), (3, 3)] {
+            for group in [1, 4] {
+                let case = Case::new(&[(n, len), (9, 20)], 2, group, 32);
+                Case { sees: Sees::Block(size), scores: requests(), ..case }.check();
+            }
+        }
+    }
+}
+
+#[test]
+fn masks_as_lists_have_the_bits_of_those_with_names() {
+    for sees in [Sees::Full, Sees::Causal] {
+        for window in [None, Some(9)] {
+            for precision in BOTH {
+                for ops in variants(precision, 2) {
+                    let case = Case::new(&[(70, 140), (1, 40), (33, 33)], 2, 2, 64);
+                    let case = Case { sees, window, scores: requests(), ..case };
+                    let (want, want_scores) = case.run(&ops);
+                    let (got, scores) = Case { listed: true, ..case }.run(&ops);
+                    equal_bits(&ops.describe(), &got, &want);
+                    assert_eq!(scores, want_scores, "{}", ops.describe());
+                }
+            }
         }
     }
 }
@@ -237,7 +298,7 @@ impl Case {
         let segment = Segment {
             rows: 0..n,
             keys: Keys::Rows { keys: k, values: k, first: 0, len },
-            mask: self.mask,
+            mask: Mask::Causal,
             window: None,
             scores: &self.scores,
         };
@@ -317,12 +378,12 @@ fn rows_of_a_layer_about_to_run_need_no_output() {
 
 #[test]
 fn threads_and_other_segments_do_not_change_a_bit() {
-    for cached in [true, false] {
+    for (cached, sees) in [(true, Sees::Causal), (false, Sees::Causal), (true, Sees::Block(25))] {
         for precision in BOTH {
             for (one, two) in variants(precision, 1).iter().zip(variants(precision, 2)) {
                 let both = [(70, 90), (1, 40), (33, 33)];
                 let scores = requests();
-                let case = Case { cached, scores, ..Case::new(&both, 2, 2, 64) };
+                let case = Case { cached, sees, scores, ..Case::new(&both, 2, 2, 64) };
                 let (want, want_scores) = case.run(one);
                 let (got, scores) = case.run(&two);
                 equal_bits(&two.describe(), &got, &want);
@@ -382,11 +443,15 @@ proptest! {
     #[test]
     fn any_shape_equals_the_reference(
         n in 1usize..80, more in 0usize..90, kv_heads in 1usize..3, group in 1usize..10,
-        head_dim in 1usize..100, full: bool, cached: bool,
+        head_dim in 1usize..100, cached: bool,
+        sees in prop_oneof![
+            Just(Sees::Full),
+            Just(Sees::Causal),
+            (1usize..90).prop_map(Sees::Block),
+        ],
         window in proptest::option::of(1i32..60),
     ) {
-        let mask = if full { Mask::Full } else { Mask::Causal };
         let base = Case::new(&[(n, n + more)], kv_heads, group, head_dim);
-        Case { mask, window, cached, scores: requests(), ..base }.check();
+        Case { sees, window, cached, scores: requests(), ..base }.check();
     }
 }

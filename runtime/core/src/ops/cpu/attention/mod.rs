@@ -47,7 +47,7 @@ struct Part<'a> {
     q: Heads<'a>,
     keys: Keys<'a>,
     window: Option<Window<'a>>,
-    mask: Mask,
+    mask: Mask<'a>,
     /// First row of the segment, and rows.
     first: usize,
     rows: usize,
@@ -88,11 +88,7 @@ impl<'a> Part<'a> {
     fn sight(&self, first: usize, count: usize) -> Sight {
         let keys = key_count(self.keys);
         let row = |lane: usize| (first + lane) / self.group;
-        let mut sight = Sight::new(count, |lane| match self.mask {
-            Mask::Full => keys,
-            // The key at the query's own place is the last it sees.
-            Mask::Causal => (keys + row(lane) + 1).saturating_sub(self.rows).min(keys),
-        });
+        let mut sight = Sight::new(count, |lane| self.mask.until((self.rows, keys), row(lane)));
         if let Some(w) = self.window {
             for lane in 0..count {
                 sight.set_window(lane, w.queries[row(lane)], w.window);
@@ -173,6 +169,7 @@ pub(super) fn run(context: Context<'_>, q: Heads<'_>, segments: &[Segment<'_>], 
     let mut tasks = Vec::new();
     for segment in segments {
         let heads = kv_heads(segment.keys);
+        assert!(segment.mask.is_of(segment.rows.len()), "attention: a mask of other queries");
         assert!(
             heads > 0 && q.heads.is_multiple_of(heads),
             "attention: {} query heads over {heads} KV heads",

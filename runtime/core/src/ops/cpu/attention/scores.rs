@@ -10,7 +10,7 @@ use super::{Context, block_size, few};
 use crate::ops::cpu::memory::{Scratch, Shared};
 use crate::ops::cpu::simd::{self, Job, Simd};
 use crate::ops::reference::{head_row, key_count, kv_heads};
-use crate::ops::{Heads, Keys, Mask, Queries, ScoreRequest, Segment, Window};
+use crate::ops::{Heads, Keys, Queries, ScoreRequest, Segment, Window};
 
 /// What to report: rows of a tensor over keys.
 struct Report<'a> {
@@ -31,12 +31,8 @@ pub(in crate::ops::cpu) fn report(
 ) -> Vec<f32> {
     let (n, keys) = (segment.rows.len(), key_count(segment.keys));
     let row = |i: usize| {
-        let until = match segment.mask {
-            Mask::Full => keys,
-            Mask::Causal => (keys + i + 1).saturating_sub(n).min(keys),
-        };
         assert!(i < n, "score request: query {i} of {n}");
-        (segment.rows.start + i, until, i)
+        (segment.rows.start + i, segment.mask.until((n, keys), i), i)
     };
     let rows = match &request.queries {
         Queries::All => (0..n).map(row).collect(),
