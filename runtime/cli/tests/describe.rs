@@ -174,6 +174,20 @@ fn bench_of_captions_counts_the_passes_of_both_ways() {
 }
 
 #[test]
+fn bench_of_turns_encodes_nothing_in_later_turns_of_a_held_chat() {
+    let folder = pictures(0);
+    let args = ["bench", "--turns", "3", "--repeats", "1", "--text", "4", "--decode", "2"];
+    let json = value(&ok(folder.path(), &[&args[..], &["--keep", "8", "--json"]].concat()));
+    let encode = |way: &str| json[way]["encode"].as_f64().unwrap();
+    assert_eq!(encode("held"), 0.0, "{json}");
+    assert!(encode("anew") > 0.0, "{json}");
+    let page = ok(folder.path(), &args);
+    assert!(page.contains("3 turns about one picture") && page.contains("ratio"), "{page}");
+    let one = texts(&run(folder.path(), &["bench", "--turns", "1"]));
+    assert!(one.0 == 2 && one.2.contains("at least 2"), "{one:?}");
+}
+
+#[test]
 fn eval_does_not_compare_the_unpruned_model_with_itself() {
     let folder = pictures(2);
     let args = ["eval", "in", "--chains", "grid:keep={keep}", "--keep", "256,16", "--max-tokens"];

@@ -185,6 +185,10 @@ pub(crate) struct BenchArgs {
     /// Captions in flight at a time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = super::at_least_one)]
     pub(crate) in_flight: usize,
+    /// Chat that many turns about one picture instead, by a session that holds what earlier turns
+    /// read and by one that reads all of it in every turn
+    #[arg(long, value_name = "N", conflicts_with = "captions")]
+    pub(crate) turns: Option<usize>,
     /// One JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

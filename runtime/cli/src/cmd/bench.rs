@@ -16,7 +16,7 @@ use anyhow::{Context, Result, anyhow};
 use secateur::{ChainSpec, Clip, Report, Request, Vlm};
 use serde::Serialize;
 
-use super::bench_captions;
+use super::{bench_captions, bench_turns};
 use crate::args::BenchArgs;
 use crate::hub::Needs;
 use crate::job;
@@ -140,6 +140,15 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
         }
         return Ok(Outcome::Done);
     }
+    if let Some(turns) = args.turns {
+        let measured = bench_turns::measure(args, &vlm, side, turns, console)?;
+        if args.json {
+            console.json(&measured)?;
+        } else {
+            console.result(&measured.page())?;
+        }
+        return Ok(Outcome::Done);
+    }
     let clips = (0..args.pictures as u64).map(|seed| noise(side, seed)).collect::<Result<_>>()?;
     let measured = measure(args, &vlm, clips, console)?;
     let rows = rows(&vlm, &measured);
@@ -164,14 +173,17 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
 }
 
 fn open(args: &BenchArgs, console: &Console) -> Result<Vlm> {
+    let holds = args.turns.is_some();
     let Some(shape) = &args.shape else {
-        return job::open_holding_nothing(&args.model, console);
+        let open = if holds { job::open } else { job::open_holding_nothing };
+        return open(&args.model, console);
     };
-    job::builder(&args.model, Needs::Description, console)?
+    let mut builder = job::builder(&args.model, Needs::Description, console)?;
+    if !holds {
         // Every round encodes.
-        .reuse(0)
-        .open_random(shape, 0)
-        .with_context(|| format!("shape {shape}"))
+        builder = builder.reuse(0);
+    }
+    builder.open_random(shape, 0).with_context(|| format!("shape {shape}"))
 }
 
 /// Side of a square picture that becomes `visual` tokens, pixels.
@@ -218,6 +230,15 @@ pub(super) fn words(tokens: usize) -> String {
     "e".repeat(tokens.max(1))
 }
 
+/// The chain of the flags with `keep` filled in.
+pub(super) fn chain(args: &BenchArgs, vlm: &Vlm, keep: Option<usize>) -> Result<ChainSpec> {
+    let keep = keep.map_or_else(String::new, |keep| keep.to_string());
+    let text = args.prune.replace("{keep}", &keep);
+    let chain = secateur::parse_chain(&text).map_err(|e| usage(e.to_string()))?;
+    vlm.resolve(&chain)?;
+    Ok(chain)
+}
+
 struct Measured {
     dense: (ChainSpec, Run),
     pruned: Vec<(ChainSpec, Run)>,
@@ -232,9 +253,7 @@ fn measure(args: &BenchArgs, vlm: &Vlm, clips: Vec<Clip>, console: &Console) -> 
     };
     let mut pruned = Vec::new();
     for keep in &args.keep {
-        let text = args.prune.replace("{keep}", &keep.to_string());
-        let chain = secateur::parse_chain(&text).map_err(|e| usage(e.to_string()))?;
-        vlm.resolve(&chain)?;
+        let chain = chain(args, vlm, Some(*keep))?;
         pruned.push((chain.clone(), Run::new(request(&chain))));
         if !args.prune.contains("{keep}") {
             break;

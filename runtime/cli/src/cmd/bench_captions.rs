@@ -12,9 +12,8 @@ use secateur::{Clip, Request, Vlm};
 use secateur_core::random::SplitMix64;
 use serde::Serialize;
 
-use super::bench::{median, noise, words};
+use super::bench::{chain, median, noise, words};
 use crate::args::BenchArgs;
-use crate::outcome::usage;
 use crate::output::Console;
 
 /// Shortest and longest caption, tokens.
@@ -58,10 +57,7 @@ pub(crate) fn measure(
     captions: usize,
     console: &Console,
 ) -> Result<Captions> {
-    let keep = args.keep.first().map_or_else(String::new, ToString::to_string);
-    let chain = args.prune.replace("{keep}", &keep);
-    let chain = secateur::parse_chain(&chain).map_err(|e| usage(e.to_string()))?;
-    vlm.resolve(&chain)?;
+    let chain = chain(args, vlm, args.keep.first().copied())?;
     let requests = requests(args, side, captions)?;
     let requests: Vec<Request> = requests.into_iter().map(|r| r.chain(chain.clone())).collect();
     let mut seconds = [Vec::new(), Vec::new()];

@@ -3,6 +3,7 @@
 pub(crate) mod ask;
 pub(crate) mod bench;
 mod bench_captions;
+mod bench_turns;
 pub(crate) mod calibrate;
 pub(crate) mod caption;
 pub(crate) mod chat;
