@@ -10,10 +10,13 @@
 //! Invariants
 //! - What is forgotten of the caches is text behind the last visual token, the same rows in every
 //!   layer; the rest is read at the positions at which the whole prompt would have it.
-//! - In f32 the answer has the bits of a run that reads everything (`tests/tests/reuse.rs`).
+//! - In f32 the answer has the bits of a run that reads everything (`tests/tests/reuse.rs`): the rows
+//!   of an answer, which were made one by one, are read again, and no chunk is so short that its
+//!   attention sums in another order ([`FEW_QUERIES`]). In bf16 they are held, equal within rounding.
 
 use secateur_core::batch::{Pending, Sequence};
 use secateur_core::chain::ResolvedChain;
+use secateur_core::ops::{FEW_QUERIES, Precision};
 use secateur_core::prune::Memory;
 
 use crate::pipeline::{Account, Prepared};
@@ -26,6 +29,8 @@ pub(crate) struct Held {
     sequence: Sequence,
     /// The prompt without any cut, and what of the answer was fed: what the caches hold, as ids.
     ids: Vec<u32>,
+    /// How many of them were read at once with many others.
+    exact: usize,
     pictures: Vec<Key>,
     /// What the tower took for the pictures, milliseconds.
     tower_ms: f64,
@@ -43,14 +48,19 @@ impl Held {
             && sequence.failed.is_none()
             && sequence.cache.layers.len() == layers;
         let mut ids = sequence.prompt_ids.clone();
+        let generated = answer.len().saturating_sub(1);
+        let shortest = sequence.cache.layers.iter().map(|l| l.len).min().unwrap_or(0);
+        // What a chain cut down to a few rows was read as a few.
+        let is_exact = shortest > generated + FEW_QUERIES;
+        let exact = if is_exact { ids.len() } else { 0 };
         // The last token was chosen and not fed.
-        ids.extend(answer.iter().take(answer.len().saturating_sub(1)));
+        ids.extend(answer.iter().take(generated));
         let tower_ms = match account.reuse.encoded {
             Encoding::Reused => account.reuse.saved_ms,
             _ => account.times.encode,
         };
         let pictures = account.keys.clone();
-        is_whole.then_some(Self { sequence, ids, pictures, tower_ms })
+        is_whole.then_some(Self { sequence, ids, exact, pictures, tower_ms })
     }
 
     /// Whether a prompt goes on from here: how many of its ids are held, or why none are.
@@ -67,8 +77,12 @@ impl Held {
         }
         let ids = &next.prompt.ids;
         let same = self.ids.iter().zip(ids).take_while(|(a, b)| a == b).count();
-        // The last row is run in any case: it says the first token.
-        let held = same.min(ids.len() - 1);
+        let most = match model.ops.precision() {
+            Precision::F32 => self.exact.min(ids.len().saturating_sub(FEW_QUERIES + 1)),
+            // The last row is run in any case: it says the first token.
+            Precision::Bf16 => ids.len() - 1,
+        };
+        let held = same.min(most);
         let behind = next.prompt.visual.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
         let rest = &next.positions.prompt[held..];
         let is_a_line = rest.iter().zip(rest[0][0]..).all(|(position, p)| *position == [p; 3]);

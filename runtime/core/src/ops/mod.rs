@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - An operation's result for a row depends on that row alone (and, in attention, on its own
-//!   segment), never on how many other rows are in the tensor: a batch equals its members. The one
+//!   segment: see [`FEW_QUERIES`]), never on how many other rows are in the tensor: a batch equals its
+//!   members. The one
 //!   exception is a layer in quantised blocks under bf16, within its rounding (`cpu::linear`).
 //! - Results do not depend on the number of threads.
 //! - Sums are f32. With [`Precision::Bf16`] the inputs of matrix products are rounded to bf16
@@ -27,6 +28,11 @@ use crate::tensor::{DType, Device, Tensor};
 use crate::weights::{Matrix, WeightView};
 
 pub use rotation::{Frequencies, Rotation};
+
+/// Segments of up to so many queries may sum in another order than larger ones: within either kind the
+/// attention of a query has the same bits whatever segment it stands in, across them it is equal within
+/// rounding. A query head counts as a query, so that a segment of more rows than this is a large one.
+pub const FEW_QUERIES: usize = 8;
 
 /// Arithmetic of matrix products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]

@@ -11,7 +11,7 @@ use super::lanes::Lanes;
 use crate::ops::cpu::simd::Simd;
 
 /// Queries that come here: from about nine on, one query a lane is faster.
-pub(super) const FEW: usize = 8;
+pub(super) const FEW: usize = crate::ops::FEW_QUERIES;
 
 /// Values of scratch for `queries` queries.
 pub(super) fn scratch_len(queries: usize, head_dim: usize, keys: usize) -> usize {
