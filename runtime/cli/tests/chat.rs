@@ -108,12 +108,19 @@ fn an_interrupt_stops_the_answer_and_not_the_program() {
         .expect("the program starts");
     let mut typed = child.stdin.take().expect("a pipe");
     let mut out = child.stdout.take().expect("a pipe");
+    // Ready before the answer begins: to start a program may take longer than the answer.
+    let mut interrupt = Command::new("sh")
+        .args(["-c", "read go; kill -INT $0", &child.id().to_string()])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("a shell");
+    let mut go = interrupt.stdin.take().expect("a pipe");
     typed.write_all(b"Tell me a long story.\n").expect("it reads");
     // The first words are there, some 1,900 tokens are not.
     let mut first = [0; 1];
     out.read_exact(&mut first).expect("an answer begins");
-    let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().is_ok_and(|s| s.success()));
+    go.write_all(b"now\n").expect("the shell reads");
+    assert!(interrupt.wait().is_ok_and(|s| s.success()));
     typed.write_all(b"/stats\n/reset\n/quit\n").expect("it goes on");
     out.read_to_end(&mut Vec::new()).expect("its end");
     let ended = child.wait_with_output().expect("it ends");
