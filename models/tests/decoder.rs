@@ -133,24 +133,35 @@ fn a_probe_sees_what_the_layer_will_show_and_saves_its_keys() {
         let model = load_model(&root().join("models").join(name), ModelOptions::default());
         let family = model.family.as_ref();
         let ids: Vec<u32> = (20..40).collect();
-        let make = || {
-            let mut m = Member::new(family, &ids, 0);
-            let request = ScoreRequest { queries: Queries::Listed(vec![17, 19]), mean: true };
-            m.scores = vec![request];
-            m.mask = if family.info().decoder.prefix_lm { Mask::Full } else { Mask::Causal };
-            m
-        };
-        let mut plain = make();
-        let turned = rotations(family, &plain.positions);
-        let probe =
-            family.decoder().probe(1, &plain.rows, &plain.positions, &turned, &[17, 19]).unwrap();
-        let shown = layer(family, 1, std::slice::from_mut(&mut plain)).remove(0);
-        close(name, "probe", probe.scores.host(), &shown.scores[0], 1e-5);
-        let (mut with_keys, other) = (make(), make());
-        with_keys.keys = Some(probe.keys);
-        let reused = layer(family, 1, &mut [with_keys, other]);
-        assert_eq!(reused[0].rows, shown.rows, "{name}: keys are the layer's own");
-        assert_eq!(reused[1].rows, shown.rows, "{name}: the neighbour projects its own");
+        const BLOCKS_OF_SIX: [u32; 20] =
+            [6, 6, 6, 6, 6, 6, 12, 12, 12, 12, 12, 12, 18, 18, 18, 18, 18, 18, 20, 20];
+        for mask in [Mask::Causal, Mask::Full, Mask::Until(&BLOCKS_OF_SIX)] {
+            let make = || {
+                let mut m = Member::new(family, &ids, 0);
+                let request = ScoreRequest { queries: Queries::Listed(vec![17, 19]), mean: true };
+                m.scores = vec![request];
+                m.mask = mask;
+                m
+            };
+            let mut plain = make();
+            let turned = rotations(family, &plain.positions);
+            let probe = family.decoder().probe(
+                1,
+                &plain.rows,
+                &plain.positions,
+                &turned,
+                plain.mask,
+                &[17, 19],
+            );
+            let probe = probe.unwrap();
+            let shown = layer(family, 1, std::slice::from_mut(&mut plain)).remove(0);
+            close(name, "probe", probe.scores.host(), &shown.scores[0], 1e-5);
+            let (mut with_keys, other) = (make(), make());
+            with_keys.keys = Some(probe.keys);
+            let reused = layer(family, 1, &mut [with_keys, other]);
+            assert_eq!(reused[0].rows, shown.rows, "{name}: keys are the layer's own");
+            assert_eq!(reused[1].rows, shown.rows, "{name}: the neighbour projects its own");
+        }
     }
 }
 

@@ -3,11 +3,17 @@
 
 mod support;
 
-use secateur_core::batch::{Pending, Sequence};
+use std::sync::Arc;
+
+use secateur_core::batch::{Chunk, Pending, Sequence};
 use secateur_core::cache::Origin;
-use secateur_core::error::RunError;
-use secateur_core::model::{CancelToken, Family};
+use secateur_core::chain::{ResolvedChain, ResolvedStage};
+use secateur_core::error::{ChainError, RunError};
+use secateur_core::model::{CancelToken, Family, ModelInfo};
 use secateur_core::pass::pass;
+use secateur_core::prune::{Cut, Memory, Plan, Pruner, Selection, Site, StagePlan};
+use secateur_core::tokens::TokenMap;
+use secateur_core::visibility::{Blocks, Visibility};
 use secateur_models::ModelOptions;
 use support::{close, load_model, reference, root};
 
@@ -44,7 +50,7 @@ fn chunks_and_tokens_go_on_from_what_the_caches_hold() {
         let mut parts = prompt(family, &IDS[..4], 5);
         run(family, &mut [&mut parts]);
         assert!(matches!(parts.pending, Pending::Nothing));
-        parts.pending = Pending::Chunk(IDS[4..8].to_vec());
+        parts.pending = Pending::Chunk(IDS[4..8].to_vec().into());
         run(family, &mut [&mut parts]);
         parts.pending = Pending::Token(IDS[8]);
         let row = run(family, &mut [&mut parts]).remove(0);
@@ -75,7 +81,7 @@ fn a_mixed_pass_gives_every_sequence_what_it_gets_alone() {
             let (mut token, mut chunk, mut last) =
                 (begun(&IDS[..3]), begun(&IDS[..6]), begun(&IDS));
             token.pending = Pending::Token(7);
-            chunk.pending = Pending::Chunk(vec![8, 9, 10]);
+            chunk.pending = Pending::Chunk(vec![8, 9, 10].into());
             last.pending = Pending::Token(11);
             let mut tail = begun(&IDS[3..]);
             tail.pending = Pending::Token(12);
@@ -95,6 +101,100 @@ fn a_mixed_pass_gives_every_sequence_what_it_gets_alone() {
 }
 
 #[test]
+fn blocks_of_a_prompt_may_be_read_one_after_another() {
+    for name in [MODELS, &["paligemma2-tiny"]].concat() {
+        let model = load_model(&root().join("models").join(name), ModelOptions::default());
+        let family = model.family.as_ref();
+        let seen = |ids: &[u32], blocks: Blocks| Sequence {
+            visibility: Visibility::everywhere(blocks),
+            ..prompt(family, ids, 9)
+        };
+        let whole = run(family, &mut [&mut seen(&IDS, Blocks::runs(&[3, 1, 5]))]).remove(0);
+        let causal = run(family, &mut [&mut prompt(family, &IDS, 0)]).remove(0);
+        assert_ne!(whole, causal, "{name}");
+
+        let mut parts = seen(&IDS[..3], Blocks::runs(&[3]));
+        run(family, &mut [&mut parts]);
+        parts.pending = Pending::Chunk(IDS[3..4].to_vec().into());
+        run(family, &mut [&mut parts]);
+        let rest = Chunk { blocks: Blocks::runs(&[5]), ..IDS[4..].to_vec().into() };
+        parts.pending = Pending::Chunk(rest);
+        let row = run(family, &mut [&mut parts]).remove(0);
+        close(name, "the last row", &row, &whole, 1e-5);
+    }
+}
+
+#[test]
+fn kinds_of_layers_have_blocks_of_their_own() {
+    let one = || Blocks::runs(&[9]);
+    let cases = [
+        // One kind of layer, and two.
+        ("llava-1.5-tiny", [false, true, false]),
+        ("paligemma2-tiny", [true, true, true]),
+    ];
+    for (name, differ) in cases {
+        let model = load_model(&root().join("models").join(name), ModelOptions::default());
+        let family = model.family.as_ref();
+        let last = |full, sliding| {
+            let visibility = Visibility { full, sliding };
+            run(family, &mut [&mut Sequence { visibility, ..prompt(family, &IDS, 0) }]).remove(0)
+        };
+        let causal = last(Blocks::Causal, Blocks::Causal);
+        let (sliding, full) = (last(Blocks::Causal, one()), last(one(), Blocks::Causal));
+        let both = last(one(), one());
+        assert_eq!([causal != sliding, causal != full, full != both], differ, "{name}");
+    }
+}
+
+/// Keeps visual tokens with an even index.
+#[derive(Debug)]
+struct Even;
+
+impl Pruner for Even {
+    fn plan(&self, _model: &ModelInfo) -> Result<Plan, ChainError> {
+        Ok(StagePlan::at(Site::Decoder(1)).into())
+    }
+
+    fn select(&self, cut: &Cut<'_>, _memory: &mut Memory) -> Result<Selection, RunError> {
+        let even = cut.tokens.tokens.iter().map(|t| t.index % 2 == 0);
+        let kept = even.enumerate().filter(|(_, even)| *even).map(|(i, _)| i as u32);
+        Ok(Selection::keep(kept.collect()))
+    }
+}
+
+#[test]
+fn a_cut_leaves_the_other_rows_in_their_blocks() {
+    let model = load_model(&root().join("models/llava-1.5-tiny"), ModelOptions::default());
+    let family = model.family.as_ref();
+    let plan = Even.plan(family.info()).unwrap().stages.remove(0);
+    let stage =
+        ResolvedStage { entry: 0, stage: 0, name: "even".into(), pruner: Arc::new(Even), plan };
+    let chain =
+        Arc::new(ResolvedChain { entries: 1, stages: vec![stage], ..ResolvedChain::default() });
+    let last = |blocks: Blocks| {
+        let mut sequence = Sequence {
+            chain: chain.clone(),
+            memories: vec![Memory::default()],
+            tokens: TokenMap::raster(vec![support::whole(2, 0, [8, 8])]),
+            visual: vec![2, 3, 4, 5],
+            entered: 4,
+            visibility: Visibility::everywhere(blocks),
+            ..prompt(family, &IDS, 0)
+        };
+        let row = run(family, &mut [&mut sequence]).remove(0);
+        let lengths: Vec<usize> = sequence.cache.layers.iter().map(|c| c.len).collect();
+        assert_eq!(lengths[..2], [9, 7]);
+        row
+    };
+    let each = Blocks::runs(&[1; 9]);
+    let picture = Blocks::runs(&[1, 1, 4, 1, 1, 1]);
+    let causal = last(Blocks::Causal);
+    assert_eq!(last(each), causal);
+    assert_eq!(last(Blocks::runs(&[9])), last(Blocks::Whole));
+    assert!(last(picture) != causal);
+}
+
+#[test]
 fn what_cannot_run_ends_that_sequence_alone() {
     let model = load_model(&root().join("models/llava-1.5-tiny"), ModelOptions::default());
     let family = model.family.as_ref();
@@ -111,12 +211,16 @@ fn what_cannot_run_ends_that_sequence_alone() {
     let cancel = CancelToken::default();
     cancel.cancel();
     cancelled.control.cancel = Some(cancel);
+    let blocks = Visibility::everywhere(Blocks::runs(&[3, 3]));
+    let mut blocked = Sequence { visibility: blocks, ..prompt(family, &IDS, 1) };
     let mut idle = Sequence::default();
-    let mut all = [&mut full, &mut cancelled, &mut good, &mut unknown, &mut early, &mut idle];
+    let mut all =
+        [&mut full, &mut cancelled, &mut good, &mut unknown, &mut early, &mut blocked, &mut idle];
     assert_eq!(run(family, &mut all), [expected]);
     assert!(matches!(full.failed, Some(RunError::Context { need: 10, have: 9 })));
     assert!(matches!(cancelled.failed, Some(RunError::Cancelled(_))));
     assert!(matches!(unknown.failed, Some(RunError::Prompt(_))));
     assert!(matches!(early.failed, Some(RunError::Prompt(_))));
+    assert!(matches!(blocked.failed, Some(RunError::Prompt(_))));
     assert!(good.is_alive() && idle.is_alive());
 }

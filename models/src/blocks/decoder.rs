@@ -17,10 +17,11 @@ use secateur_core::cache::Position;
 use secateur_core::error::RunError;
 use secateur_core::model::{Decoder, DecoderInfo, LayerPass, Probe};
 use secateur_core::ops::{
-    Activation, AttentionParams, Embedding, Frequencies, Heads, Linear, Norm, Ops, Precision,
+    Activation, AttentionParams, Embedding, Frequencies, Heads, Linear, Mask, Norm, Ops, Precision,
     Rotation,
 };
 use secateur_core::tensor::Tensor;
+use secateur_core::visibility::LayerKind;
 use secateur_core::weights::{WeightView, Weights};
 
 use super::config::DecoderConfig;
@@ -127,6 +128,13 @@ impl Decoder for DecoderStack {
         &self.info
     }
 
+    fn kind(&self, layer: usize) -> LayerKind {
+        match self.config.window(layer) {
+            Some(_) => LayerKind::Sliding,
+            None => LayerKind::Full,
+        }
+    }
+
     fn frequencies(&self) -> &[Frequencies] {
         &self.frequencies
     }
@@ -157,6 +165,7 @@ impl Decoder for DecoderStack {
         x: &Tensor,
         positions: &[Position],
         rotations: &[Rotation],
+        mask: Mask<'_>,
         queries: &[u32],
     ) -> Result<Probe, RunError> {
         let [rotation] = rotations else { return Err(super::layer::no_rotation()) };
@@ -172,7 +181,10 @@ impl Decoder for DecoderStack {
         let params = self.attention_params();
         let q_heads = self.heads(&q, config.attn_heads);
         let k_heads = self.heads(&rotated, config.kv_heads);
-        let reach = config.window(layer).filter(|_| !config.prefix_lm);
+        let reach = config.window(layer).filter(|_| mask != Mask::Full);
+        let rows = (x.rows(), x.rows());
+        let visible: Vec<u32> =
+            queries.iter().map(|&r| mask.until(rows, r as usize) as u32).collect();
         let first = positions.first().map_or(0, |p| p[0]);
         let hides = |&q: &u32| reach.is_some_and(|w| positions[q as usize][0] - first >= w);
         let scores = if queries.iter().any(hides) {
@@ -183,13 +195,10 @@ impl Decoder for DecoderStack {
                 k_heads,
                 positions,
                 queries,
+                &visible,
                 reach.unwrap_or(i32::MAX),
             )?
         } else {
-            let visible: Vec<u32> = queries
-                .iter()
-                .map(|&r| if config.prefix_lm { x.rows() as u32 } else { r + 1 })
-                .collect();
             ops.score_rows(params, q_heads, &visible, k_heads, true)
         };
         Ok(Probe { scores, keys })
@@ -213,8 +222,9 @@ impl Decoder for DecoderStack {
     }
 }
 
-/// Mean attention of rows that each see a window of keys: one product a query over the keys in
-/// its reach, which are contiguous since positions ascend.
+/// Mean attention of rows that each see a window of the first `visible` keys: one product a query
+/// over the keys in its reach, which are contiguous since positions ascend.
+#[allow(clippy::too_many_arguments, reason = "what `score_rows` takes, and the window")]
 fn windowed_mean(
     ops: &dyn Ops,
     params: AttentionParams,
@@ -222,12 +232,13 @@ fn windowed_mean(
     keys: Heads<'_>,
     positions: &[Position],
     queries: &[u32],
+    visible: &[u32],
     window: i32,
 ) -> Result<Tensor, RunError> {
     let mut mean = vec![0.0; positions.len()];
     let (mut one, mut near) = (Tensor::zeros(0, 0), Tensor::zeros(0, 0));
     for (i, &row) in queries.iter().enumerate() {
-        let end = row as usize + 1;
+        let end = visible[i] as usize;
         let from =
             positions[..end].partition_point(|p| positions[row as usize][0] - p[0] >= window);
         ops.gather_rows(q.tensor, &[i as u32], &mut one);

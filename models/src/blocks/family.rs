@@ -13,6 +13,7 @@ use secateur_core::model::{
 };
 use secateur_core::ops::Ops;
 use secateur_core::tensor::Tensor;
+use secateur_core::visibility::{Blocks, Visibility};
 use secateur_core::weights::Weights;
 
 use super::config::DecoderConfig;
@@ -102,6 +103,15 @@ pub(crate) trait Blueprint: Send + Sync + fmt::Debug {
     fn positions(&self, prompt: &Prompt, _pixels: &[&Pixels]) -> Result<Positions, RunError> {
         Ok(positions_from(0, prompt.ids.len()))
     }
+
+    /// Which rows of an expanded prompt see one another: causal, or the whole prompt itself where
+    /// the decoder's configuration says so, unless a family says otherwise.
+    fn visibility(&self, _prompt: &Prompt) -> Visibility {
+        match self.common().decoder.prefix_lm {
+            true => Visibility::everywhere(Blocks::Whole),
+            false => Visibility::default(),
+        }
+    }
 }
 
 /// Positions `first`, `first + 1` and so on, on all axes.
@@ -183,6 +193,10 @@ impl Family for LoadedFamily {
 
     fn positions(&self, prompt: &Prompt, pixels: &[&Pixels]) -> Result<Positions, RunError> {
         self.blueprint.positions(prompt, pixels)
+    }
+
+    fn visibility(&self, prompt: &Prompt) -> Visibility {
+        self.blueprint.visibility(prompt)
     }
 
     fn project_rows(&self, rows: &Tensor) -> Result<Tensor, RunError> {

@@ -295,7 +295,7 @@ fn scores_of<'a>(sequence: &LayerSequence<'a>) -> &'a [ScoreRequest] {
     sequence.scores
 }
 
-/// Whether a window hides any key of a sequence; a prefix that sees itself has none.
+/// Whether a window hides any key of a sequence; rows that all see all others have none.
 fn hides_keys(
     window: i32,
     sequence: &LayerSequence<'_>,
@@ -303,5 +303,5 @@ fn hides_keys(
 ) -> bool {
     let oldest = sequence.cache.positions.first().map_or(0, |p| p[0]);
     let newest = positions[sequence.rows.clone()].last().map_or(0, |p| p[0]);
-    sequence.mask == Mask::Causal && newest - oldest >= window
+    sequence.mask != Mask::Full && newest - oldest >= window
 }

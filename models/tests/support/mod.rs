@@ -284,7 +284,8 @@ pub(crate) fn run(
         x.row_mut(place as usize).copy_from_slice(rows.row(i));
     }
     let mut caches = caches(family, prompt.ids.len() + steps);
-    let mask = if decoder.info().prefix_lm { Mask::Full } else { Mask::Causal };
+    let (blocks, mut room) = (family.visibility(prompt).full, Vec::new());
+    let mask = blocks.mask(0, &mut room);
     let mut last_hidden = Vec::new();
     pass(family, &mut x, &positions.prompt, &mut caches, mask, |layer, x| {
         if let Some(level) = visual.and_then(|v| v.levels.get(layer)) {

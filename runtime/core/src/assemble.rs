@@ -111,6 +111,10 @@ pub fn assemble(
     }
     let policy = early_policy(&chain, family.info().decoder.mrope, &visual.tokens);
     let sequence = join(&prompt, &positions, &layout, &visual.tokens, policy);
+    let visibility = family.visibility(&prompt);
+    if !visibility.is_of(prompt.visual.len()) {
+        return Err(RunError::Prompt("its blocks are not those of its rows".into()));
+    }
     let embeddings = embed(family, ops, &sequence, &visual.rows)?;
     Ok(Sequence {
         pending: Pending::Prompt(embeddings),
@@ -124,6 +128,7 @@ pub fn assemble(
         visual: sequence.visual,
         rows: (0..sequence.ids.len() as u32).collect(),
         positions: sequence.positions,
+        visibility: visibility.of_rows(&sequence.slots),
         levels: visual.levels,
         next: sequence.next,
         cache: KvCache::default(),
@@ -450,6 +455,8 @@ fn early_policy(chain: &ResolvedChain, mrope: bool, tokens: &TokenMap) -> Positi
 struct Joined {
     /// `None` at visual rows.
     ids: Vec<Option<u32>>,
+    /// Row of the prompt at whose place each stands.
+    slots: Vec<u32>,
     positions: Vec<Position>,
     visual: Vec<u32>,
     next: i32,
@@ -466,19 +473,26 @@ fn join(
 ) -> Joined {
     // Which of the current tokens follow which original slot.
     let slots = slots(layout, tokens);
-    let mut joined =
-        Joined { ids: Vec::new(), positions: Vec::new(), visual: Vec::new(), next: positions.next };
+    let mut joined = Joined {
+        ids: Vec::new(),
+        slots: Vec::new(),
+        positions: Vec::new(),
+        visual: Vec::new(),
+        next: positions.next,
+    };
     let mut at = 0;
     for (i, slot) in prompt.visual.iter().enumerate() {
         match slot {
             None => {
                 joined.ids.push(Some(prompt.ids[i]));
+                joined.slots.push(i as u32);
                 joined.positions.push(positions.prompt[i]);
             }
             Some(original) => {
                 while at < slots.len() && slots[at] == *original {
                     joined.visual.push(joined.ids.len() as u32);
                     joined.ids.push(None);
+                    joined.slots.push(i as u32);
                     joined.positions.push(positions.prompt[i]);
                     at += 1;
                 }

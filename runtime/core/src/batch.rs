@@ -22,6 +22,7 @@ use crate::prune::{Cut, Memory, Observation, Selection, Site};
 use crate::signal::{Signal, Signals};
 use crate::tensor::Tensor;
 use crate::tokens::TokenMap;
+use crate::visibility::{Blocks, Visibility};
 
 /// What one cut did.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -66,16 +67,32 @@ pub enum Pending {
     /// Its prompt, `[rows, hidden]`: the rows that the stages cut and that make its caches.
     Prompt(Tensor),
     /// Text behind what its caches hold, for instance a later turn.
-    Chunk(Vec<u32>),
+    Chunk(Chunk),
     /// The token that was chosen last.
     Token(u32),
+}
+
+/// Rows behind what the caches hold. None of them is ever cut.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chunk {
+    /// Its text.
+    pub ids: Vec<u32>,
+    /// Which of its rows see one another, beside everything before them.
+    pub blocks: Blocks,
+}
+
+impl From<Vec<u32>> for Chunk {
+    /// Causal text.
+    fn from(ids: Vec<u32>) -> Self {
+        Self { ids, blocks: Blocks::Causal }
+    }
 }
 
 impl Pending {
     /// The ids behind what the caches hold; a prompt has none.
     pub(crate) fn ids(&self) -> &[u32] {
         match self {
-            Pending::Chunk(ids) => ids,
+            Pending::Chunk(chunk) => &chunk.ids,
             Pending::Token(id) => std::slice::from_ref(id),
             Pending::Nothing | Pending::Prompt(_) => &[],
         }
@@ -108,6 +125,8 @@ pub struct Sequence {
     pub rows: Vec<u32>,
     /// Position ids of each row.
     pub positions: Vec<Position>,
+    /// Which rows of the prompt see one another.
+    pub visibility: Visibility,
     /// Rows that early decoder layers add to the visual ones, `[visual tokens, hidden]` each.
     pub levels: Vec<Tensor>,
     /// Position of the first generated token as things stand now.
@@ -155,6 +174,15 @@ impl Sequence {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
             let reason = format!("token id {id} is outside the vocabulary of {vocab}");
             return Err(RunError::Prompt(reason));
+        }
+        let is_whole = match &self.pending {
+            Pending::Prompt(_) => self.visibility.is_of(self.rows.len()),
+            Pending::Chunk(chunk) => chunk.blocks.is_of(ids.len()),
+            Pending::Nothing | Pending::Token(_) => true,
+        };
+        if !is_whole {
+            let reason = "its blocks are not those of its rows";
+            return Err(RunError::Prompt(reason.into()));
         }
         match caches.iter().find(|c| c.len + ids.len() > c.capacity) {
             Some(full) => {

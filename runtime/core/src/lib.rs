@@ -32,4 +32,5 @@ pub mod tensor;
 pub mod testkit;
 pub mod tokens;
 pub mod trace;
+pub mod visibility;
 pub mod weights;

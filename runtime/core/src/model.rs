@@ -24,6 +24,7 @@ use crate::ops::{Frequencies, Mask, Rotation, ScoreRequest};
 use crate::signal::{CropPixels, CropSignals, Signal};
 use crate::tensor::Tensor;
 use crate::tokens::TokenMap;
+use crate::visibility::{LayerKind, Visibility};
 
 /// What is known of a model without running it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -122,7 +123,7 @@ pub struct DecoderInfo {
     pub context: usize,
     /// Whether positions have three axes (M-RoPE).
     pub mrope: bool,
-    /// Whether the whole prompt sees itself (prefix-LM).
+    /// Whether the whole prompt sees itself (prefix-LM): what `explain` and forecasts count with.
     pub prefix_lm: bool,
 }
 
@@ -468,6 +469,12 @@ pub trait Family: Send + Sync + fmt::Debug {
     /// If placeholders and clips do not match.
     fn positions(&self, prompt: &Prompt, pixels: &[&Pixels]) -> Result<Positions, RunError>;
 
+    /// Which rows of an expanded prompt see one another, in each kind of layer: causal unless a
+    /// family says otherwise.
+    fn visibility(&self, _prompt: &Prompt) -> Visibility {
+        Visibility::default()
+    }
+
     /// Projects tower rows, one visual token a row: only for families whose
     /// [`ModelInfo::one_to_one`] is true. `[k, width] -> [k, hidden]`
     ///
@@ -492,7 +499,7 @@ pub struct LayerSequence<'a> {
     pub rows: std::ops::Range<usize>,
     /// Its cache in this layer; the layer appends keys and values (and the runtime positions).
     pub cache: &'a mut LayerCache,
-    /// [`Mask::Full`] while a prefix-LM reads its prompt, else [`Mask::Causal`].
+    /// Which keys its rows see: those of its blocks in this kind of layer, and what is before.
     pub mask: Mask<'a>,
     /// Attention rows to report.
     pub scores: &'a [ScoreRequest],
@@ -532,6 +539,11 @@ pub trait Decoder: Send + Sync + fmt::Debug {
     /// What it is.
     fn info(&self) -> &DecoderInfo;
 
+    /// Which kind of attention layer `layer` is.
+    fn kind(&self, _layer: usize) -> LayerKind {
+        LayerKind::Full
+    }
+
     /// Frequencies of its kinds of layers; the loop makes a rotation of each when positions change.
     fn frequencies(&self) -> &[Frequencies];
 
@@ -549,7 +561,8 @@ pub trait Decoder: Send + Sync + fmt::Debug {
     -> Result<(), RunError>;
 
     /// Attention rows that layer `layer` would show for the sequence in `x` (its rows alone),
-    /// mean over heads and over `queries` (rows of `x`). `rotations` are those of its rows.
+    /// mean over heads and over `queries` (rows of `x`). `rotations` are those of its rows, `mask`
+    /// says what they see of one another.
     ///
     /// # Errors
     /// The device's.
@@ -559,6 +572,7 @@ pub trait Decoder: Send + Sync + fmt::Debug {
         x: &Tensor,
         positions: &[Position],
         rotations: &[Rotation],
+        mask: Mask<'_>,
         queries: &[u32],
     ) -> Result<Probe, RunError>;
 

@@ -27,6 +27,7 @@ use crate::reports::{Report, Reports};
 use crate::signal::{Rows, Signal};
 use crate::tensor::Tensor;
 use crate::trace::Trace;
+use crate::visibility::LayerKind;
 
 /// Runs what every living sequence pends through the decoder, and leaves nothing pending.
 ///
@@ -232,7 +233,9 @@ impl<'a> Batch<'a> {
             let sequence = &*self.sequences[i];
             let queries = sequence.query_rows(rows);
             let decoder = self.family.decoder();
-            let probe = decoder.probe(layer, x, &sequence.positions, rotations, &queries)?;
+            let mut room = Vec::new();
+            let mask = sequence.visibility.of(decoder.kind(layer)).mask(0, &mut room);
+            let probe = decoder.probe(layer, x, &sequence.positions, rotations, mask, &queries)?;
             self.reports.push(Report::Scores { sequence: i, layer, signal, row: probe.scores });
             self.keys[i] = Some(probe.keys);
         }
@@ -376,12 +379,14 @@ impl<'a> Batch<'a> {
             wants_transitions: requests.iter().any(|r| r.transitions),
             transitions: None,
         };
-        for (i, sequence) in self.sequences.iter_mut().enumerate() {
-            let is_prefix = info.prefix_lm && sequence.reads_prompt();
+        let kind = self.family.decoder().kind(layer);
+        let mut room = vec![Vec::new(); ranges.len()];
+        for ((i, sequence), room) in self.sequences.iter_mut().enumerate().zip(&mut room) {
+            let mask = sequence.mask(layer, kind, room);
             pass.sequences.push(LayerSequence {
                 rows: ranges[i].clone(),
                 cache: &mut sequence.cache.layers[layer],
-                mask: if is_prefix { Mask::Full } else { Mask::Causal },
+                mask,
                 scores: &requests[i].scores,
                 score_out: Vec::new(),
                 keys: self.keys[i].take(),
@@ -498,16 +503,25 @@ impl Sequence {
                 let origins = self.origins();
                 self.cache.layers[layer].origins.extend(origins);
             }
-            Pending::Chunk(ids) => {
+            Pending::Chunk(chunk) => {
                 let cache = &mut self.cache.layers[layer];
-                cache.origins.extend(ids.iter().map(|_| Origin::Text));
-                cache.next += ids.len() as i32;
+                cache.origins.extend(chunk.ids.iter().map(|_| Origin::Text));
+                cache.next += chunk.ids.len() as i32;
             }
             Pending::Token(_) => {
                 let cache = &mut self.cache.layers[layer];
                 cache.origins.push(Origin::Generated);
                 cache.next += 1;
             }
+        }
+    }
+
+    /// Which keys its rows see in a layer.
+    fn mask<'a>(&self, layer: usize, kind: LayerKind, room: &'a mut Vec<u32>) -> Mask<'a> {
+        match &self.pending {
+            Pending::Prompt(_) => self.visibility.of(kind).mask(0, room),
+            Pending::Chunk(chunk) => chunk.blocks.mask(self.cache.layers[layer].len, room),
+            Pending::Nothing | Pending::Token(_) => Mask::Causal,
         }
     }
 
@@ -558,6 +572,7 @@ impl Sequence {
             place[old as usize] = new as u32;
         }
         self.visual = kept.iter().map(|&k| place[self.visual[k as usize] as usize]).collect();
+        self.visibility = self.visibility.of_rows(rows);
         self.positions = rows.iter().map(|&r| self.positions[r as usize]).collect();
         self.rows = rows.iter().map(|&r| self.rows[r as usize]).collect();
         debug_assert_eq!(self.visual.len(), after.len());

@@ -5,7 +5,7 @@
 //! - chain and pictures are the same, and the text before and between the pictures;
 //! - no stage reads the text or watches the answer, and no pruner carries state: else the cuts of the
 //!   new prompt would be others;
-//! - attention is causal: what was read does not see what follows.
+//! - what was read does not see what follows.
 //!
 //! Invariants
 //! - What is forgotten of the caches is text behind the last visual token, the same rows in every
@@ -69,9 +69,6 @@ impl Held {
             return Err(Reading::OtherChain);
         }
         may_continue(&next.chain, &next.memories)?;
-        if model.info.decoder.prefix_lm {
-            return Err(Reading::SeesItself);
-        }
         if self.pictures != next.keys {
             return Err(Reading::OtherPictures);
         }
@@ -84,6 +81,9 @@ impl Held {
         };
         let held = same.min(most);
         let behind = next.prompt.visual.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
+        if !model.family.visibility(&next.prompt).splits_at(held) {
+            return Err(Reading::SeesItself);
+        }
         let rest = &next.positions.prompt[held..];
         let is_a_line = rest.iter().zip(rest[0][0]..).all(|(position, p)| *position == [p; 3]);
         if held == 0 || held < behind || !is_a_line { Err(Reading::OtherText) } else { Ok(held) }
@@ -110,7 +110,7 @@ impl Held {
             prompt_tokens: held,
         };
         let account = Account::of(&next, reuse);
-        sequence.pending = Pending::Chunk(rest);
+        sequence.pending = Pending::Chunk(rest.into());
         sequence.prompt_ids = next.prompt.ids;
         sequence.room = next.room;
         sequence.memories = next.memories;
