@@ -113,6 +113,6 @@ impl Blueprint for PaliGemma {
     }
 
     fn positions(&self, prompt: &Prompt, _pixels: &[&Pixels]) -> Result<Positions, RunError> {
-        Ok(positions_from(1, prompt.ids.len()))
+        Ok(positions_from(1, prompt.slots.len()))
     }
 }

@@ -101,7 +101,7 @@ pub(crate) trait Blueprint: Send + Sync + fmt::Debug {
     /// # Errors
     /// If prompt and clips do not match.
     fn positions(&self, prompt: &Prompt, _pixels: &[&Pixels]) -> Result<Positions, RunError> {
-        Ok(positions_from(0, prompt.ids.len()))
+        Ok(positions_from(0, prompt.slots.len()))
     }
 
     /// Which rows of an expanded prompt see one another: causal, or the whole prompt itself where

@@ -56,15 +56,15 @@ pub(crate) fn positions(
     lattices: &[Lattice],
     advance: VideoAdvance,
 ) -> Result<Positions, RunError> {
-    let mut out = Vec::with_capacity(prompt.ids.len());
+    let mut out = Vec::with_capacity(prompt.slots.len());
     let mut start = 0i32;
     let mut lattices = lattices.iter();
     let mut open: std::vec::IntoIter<Position> = Vec::new().into_iter();
     let mismatch =
         || RunError::Prompt("the prompt's visual tokens do not fit the grids of its clips".into());
     let mut step = 0;
-    for visual in &prompt.visual {
-        if visual.is_none() {
+    for slot in &prompt.slots {
+        if slot.visual().is_none() {
             if open.len() > 0 {
                 return Err(mismatch());
             }
@@ -90,18 +90,20 @@ pub(crate) fn positions(
 
 #[cfg(test)]
 mod tests {
+    use secateur_core::model::Slot;
+
     use super::*;
 
     fn prompt(visual: &[usize]) -> Prompt {
         // Text of two tokens around each lattice.
-        let mut marks = vec![None; 2];
+        let mut slots = vec![Slot::Text(0); 2];
         let mut next = 0;
         for &n in visual {
-            marks.extend((next..next + n as u32).map(Some));
+            slots.extend((next..next + n as u32).map(Slot::Visual));
             next += n as u32;
-            marks.extend([None; 2]);
+            slots.extend([Slot::Text(0); 2]);
         }
-        Prompt { ids: vec![0; marks.len()], visual: marks }
+        Prompt { ids: vec![0; slots.len()], slots }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!   shift.
 
 use secateur_core::error::RunError;
-use secateur_core::model::{Pixels, Prompt};
+use secateur_core::model::{Pixels, Prompt, Slot};
 
 /// Texts that stand for a picture and for a video, and the ids that stand for visual tokens.
 #[derive(Clone, Debug)]
@@ -101,13 +101,14 @@ impl Placeholders {
 /// If there are not exactly `tokens` of them.
 pub(crate) fn mark(ids: Vec<u32>, placeholders: &[u32], tokens: usize) -> Result<Prompt, RunError> {
     let mut next = 0;
-    let visual: Vec<Option<u32>> = ids
+    let slots = ids
         .iter()
         .map(|id| {
-            placeholders.contains(id).then(|| {
-                next += 1;
-                next - 1
-            })
+            if !placeholders.contains(id) {
+                return Slot::Text(*id);
+            }
+            next += 1;
+            Slot::Visual(next - 1)
         })
         .collect();
     if next as usize != tokens {
@@ -116,7 +117,7 @@ pub(crate) fn mark(ids: Vec<u32>, placeholders: &[u32], tokens: usize) -> Result
              text must not stand in the question itself"
         )));
     }
-    Ok(Prompt { ids, visual })
+    Ok(Prompt { ids, slots })
 }
 
 #[cfg(test)]

@@ -9,19 +9,23 @@ use std::time::{Duration, Instant};
 
 use ndarray::{Array1, Array2};
 
-use crate::batch::{EARLY_SITES, Pending, Sequence, StageReport, choose, report};
-use crate::cache::{KvCache, Position};
+use crate::cache::Origin;
 use crate::chain::{ResolvedChain, ResolvedStage};
 use crate::error::RunError;
 use crate::model::{
-    Control, Encoded, Family, Pixels, Positions, Prompt, TokenSource, VisualLayout, VisualRows,
+    Encoded, Family, Pixels, Positions, Prompt, Slot, TokenSource, VisualLayout, VisualRows,
 };
 use crate::ops::{Ops, RowSum};
 use crate::prune::{Memory, PositionPolicy, Selection, Site};
+use crate::sequence::{
+    Outputs, Pending, PromptRows, Record, Sequence, VisualTokens, check_given, given_rows,
+};
 use crate::signal::{CropSignals, PatchSource, Signal, Signals};
+use crate::stage::{EARLY_SITES, StageReport, choose, report};
 use crate::tensor::Tensor;
 use crate::tokens::TokenMap;
 use crate::trace::Trace;
+use crate::visibility::Visibility;
 
 /// What a request brings.
 #[derive(Debug)]
@@ -36,6 +40,10 @@ pub struct Parts<'a> {
     pub layout: VisualLayout,
     /// Tower rows; `None` for a prompt without pictures.
     pub encoded: Option<&'a Encoded>,
+    /// The caller's rows in the decoder's space, `[rows, hidden]`: what [`Slot::Given`] names.
+    pub given: Array2<f32>,
+    /// Rows of the unpruned prompt whose final hidden states are wanted.
+    pub outputs: Outputs,
     /// Its chain.
     pub chain: Arc<ResolvedChain>,
     /// One memory an entry of the chain.
@@ -65,11 +73,16 @@ pub fn assemble(
     parts: Parts<'_>,
     mut trace: Option<&mut dyn Trace>,
 ) -> Result<Sequence, RunError> {
-    let Parts { prompt, positions, layout, encoded, chain, mut memories, room, .. } = parts;
+    let Parts { prompt, positions, layout, encoded, given, chain, mut memories, room, .. } = parts;
     for memory in &mut memories {
         memory.begin_request();
     }
     let hidden = family.info().decoder.hidden;
+    check_given(&prompt.slots, &given, hidden)?;
+    let visibility = family.visibility(&prompt);
+    if !visibility.is_of(prompt.slots.len()) {
+        return Err(RunError::Prompt("its blocks are not those of its rows".into()));
+    }
     let mut signals = Signals::default();
     let mut visual = match encoded {
         None => Visual {
@@ -110,34 +123,25 @@ pub fn assemble(
         );
     }
     let policy = early_policy(&chain, family.info().decoder.mrope, &visual.tokens);
-    let sequence = join(&prompt, &positions, &layout, &visual.tokens, policy);
-    let visibility = family.visibility(&prompt);
-    if !visibility.is_of(prompt.visual.len()) {
-        return Err(RunError::Prompt("its blocks are not those of its rows".into()));
-    }
-    let embeddings = embed(family, ops, &sequence, &visual.rows)?;
+    let joined = join(&prompt, &positions, &visibility, &layout, &visual.tokens, policy);
+    let embeddings = embed(family, ops, &prompt, &joined, &visual.rows, &given)?;
+    let outputs = joined.outputs(parts.outputs)?;
     Ok(Sequence {
         pending: Pending::Prompt(embeddings),
-        control: Control::default(),
+        outputs,
         chain,
         memories,
-        prompt_ids: prompt.ids,
-        indices,
-        entered: visual.tokens.len(),
-        tokens: visual.tokens,
-        visual: sequence.visual,
-        rows: (0..sequence.ids.len() as u32).collect(),
-        positions: sequence.positions,
-        visibility: visibility.of_rows(&sequence.slots),
-        levels: visual.levels,
-        next: sequence.next,
-        cache: KvCache::default(),
+        prompt: joined.rows,
+        visual: VisualTokens {
+            entered: visual.tokens.len(),
+            tokens: visual.tokens,
+            levels: visual.levels,
+            indices,
+        },
         room,
         signals,
-        observed: Vec::new(),
-        stages: visual.stages,
-        prune_time: visual.time,
-        failed: None,
+        record: Record { stages: visual.stages, prune_time: visual.time, ..Record::default() },
+        ..Sequence::default()
     })
 }
 
@@ -428,12 +432,12 @@ fn instruction_embedding(
     prompt: &Prompt,
     layout: &VisualLayout,
 ) -> Result<Array1<f32>, RunError> {
-    let last = prompt.visual.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
-    let text = if last < prompt.ids.len() { &prompt.ids[last..] } else { &prompt.ids[..0] };
+    let behind = &prompt.slots[prompt.behind_visual()..];
+    let text: Vec<u32> = behind.iter().filter_map(Slot::text).collect();
     if text.is_empty() || layout.map.is_empty() {
         return Ok(Array1::zeros(family.info().decoder.hidden));
     }
-    let rows = host_rows(ops, &family.decoder().embed(text)?)?;
+    let rows = host_rows(ops, &family.decoder().embed(&text)?)?;
     Ok(rows.mean_axis(ndarray::Axis(0)).expect("there is at least one text row"))
 }
 
@@ -452,14 +456,23 @@ fn early_policy(chain: &ResolvedChain, mrope: bool, tokens: &TokenMap) -> Positi
     }
 }
 
+/// A prompt with the visual tokens that are left.
 struct Joined {
-    /// `None` at visual rows.
-    ids: Vec<Option<u32>>,
-    /// Row of the prompt at whose place each stands.
+    /// Row of the unpruned prompt at whose place each row stands, never falling.
     slots: Vec<u32>,
-    positions: Vec<Position>,
-    visual: Vec<u32>,
-    next: i32,
+    rows: PromptRows,
+}
+
+impl Joined {
+    /// The rows that entered the decoder for rows of the unpruned prompt.
+    fn outputs(&self, wanted: Outputs) -> Result<Outputs, RunError> {
+        let Outputs::Listed(rows) = wanted else { return Ok(Outputs::Last) };
+        let place = |row: &u32| match self.slots.binary_search(row) {
+            Ok(at) => Ok(at as u32),
+            Err(_) => Err(RunError::Prompt(format!("row {row} is wanted and is not there"))),
+        };
+        Ok(Outputs::Listed(rows.iter().map(place).collect::<Result<_, _>>()?))
+    }
 }
 
 /// The sequence with the visual tokens that are left. A token with a place keeps its slot; tokens
@@ -467,51 +480,44 @@ struct Joined {
 fn join(
     prompt: &Prompt,
     positions: &Positions,
+    visibility: &Visibility,
     layout: &VisualLayout,
     tokens: &TokenMap,
     policy: PositionPolicy,
 ) -> Joined {
     // Which of the current tokens follow which original slot.
-    let slots = slots(layout, tokens);
-    let mut joined = Joined {
-        ids: Vec::new(),
-        slots: Vec::new(),
-        positions: Vec::new(),
-        visual: Vec::new(),
-        next: positions.next,
-    };
+    let places = places(layout, tokens);
+    let (mut slots, mut origins) = (Vec::new(), Vec::new());
     let mut at = 0;
-    for (i, slot) in prompt.visual.iter().enumerate() {
-        match slot {
-            None => {
-                joined.ids.push(Some(prompt.ids[i]));
-                joined.slots.push(i as u32);
-                joined.positions.push(positions.prompt[i]);
-            }
-            Some(original) => {
-                while at < slots.len() && slots[at] == *original {
-                    joined.visual.push(joined.ids.len() as u32);
-                    joined.ids.push(None);
-                    joined.slots.push(i as u32);
-                    joined.positions.push(positions.prompt[i]);
-                    at += 1;
-                }
-            }
+    for (i, &slot) in (0u32..).zip(&prompt.slots) {
+        let Slot::Visual(original) = slot else {
+            slots.push(i);
+            origins.push(Origin::from(slot));
+            continue;
+        };
+        while at < places.len() && places[at] == original {
+            slots.push(i);
+            origins.push(Origin::Visual(tokens.tokens[at].index));
+            at += 1;
         }
     }
     debug_assert_eq!(at, tokens.len(), "every visual token found its slot");
+    let mut rows = PromptRows {
+        ids: prompt.ids.clone(),
+        rows: (0..slots.len() as u32).collect(),
+        origins,
+        positions: slots.iter().map(|&i| positions.prompt[i as usize]).collect(),
+        visibility: visibility.of_rows(&slots),
+        next: positions.next,
+    };
     if policy == PositionPolicy::Renumber && tokens.len() != layout.map.len() {
-        let base = positions.prompt.first().map_or(0, |p| p[0]);
-        for (i, position) in joined.positions.iter_mut().enumerate() {
-            *position = [base + i as i32; 3];
-        }
-        joined.next = base + joined.positions.len() as i32;
+        rows.renumber(positions.prompt.first().map_or(0, |p| p[0]));
     }
-    joined
+    Joined { slots, rows }
 }
 
 /// For each current token the original visual index at whose place it stands, ascending.
-fn slots(layout: &VisualLayout, tokens: &TokenMap) -> Vec<u32> {
+fn places(layout: &VisualLayout, tokens: &TokenMap) -> Vec<u32> {
     if !tokens.rebased {
         return tokens.indices();
     }
@@ -524,16 +530,23 @@ fn slots(layout: &VisualLayout, tokens: &TokenMap) -> Vec<u32> {
 fn embed(
     family: &dyn Family,
     ops: &dyn Ops,
-    sequence: &Joined,
+    prompt: &Prompt,
+    joined: &Joined,
     visual: &Tensor,
+    given: &Array2<f32>,
 ) -> Result<Tensor, RunError> {
-    let text: Vec<u32> = sequence.ids.iter().filter_map(|id| *id).collect();
-    let places: Vec<u32> =
-        (0..sequence.ids.len() as u32).filter(|&i| sequence.ids[i as usize].is_some()).collect();
+    let slots: Vec<Slot> = joined.slots.iter().map(|&i| prompt.slots[i as usize]).collect();
+    let places = |is: fn(&Slot) -> bool| -> Vec<u32> {
+        (0u32..).zip(&slots).filter(|(_, slot)| is(slot)).map(|(row, _)| row).collect()
+    };
+    let text: Vec<u32> = slots.iter().filter_map(Slot::text).collect();
     let rows = family.decoder().embed(&text)?;
-    let mut x =
-        ops.upload(sequence.ids.len(), rows.cols(), &vec![0.0; sequence.ids.len() * rows.cols()])?;
-    ops.add_rows(&mut x, &places, &rows);
-    ops.add_rows(&mut x, &sequence.visual, visual);
+    let mut x = ops.upload(slots.len(), rows.cols(), &vec![0.0; slots.len() * rows.cols()])?;
+    ops.add_rows(&mut x, &places(|slot| slot.text().is_some()), &rows);
+    ops.add_rows(&mut x, &joined.rows.visual(), visual);
+    let of_caller = places(|slot| slot.given().is_some());
+    if !of_caller.is_empty() {
+        ops.add_rows(&mut x, &of_caller, &given_rows(ops, &slots, given)?);
+    }
     Ok(x)
 }

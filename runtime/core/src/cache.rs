@@ -8,6 +8,7 @@
 //! - Keys and values are stored per KV head, `[kv_heads, capacity, head_dim]`, so that one head's
 //!   keys are contiguous.
 
+use crate::model::Slot;
 use crate::tensor::DType;
 
 /// Position ids of one token: temporal, height and width axis. One-axis models repeat the first.
@@ -16,12 +17,24 @@ pub type Position = [i32; 3];
 /// What a cached row stands for, whatever was cut before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Origin {
-    /// A row of the prompt that is no visual token.
+    /// A token of the text.
     Text,
     /// The visual token with that original index.
     Visual(u32),
+    /// A row that the caller gave: a state, an action query, noise.
+    Given(u32),
     /// A token of the answer.
     Generated,
+}
+
+impl From<Slot> for Origin {
+    fn from(slot: Slot) -> Self {
+        match slot {
+            Slot::Text(_) => Origin::Text,
+            Slot::Visual(index) => Origin::Visual(index),
+            Slot::Given(row) => Origin::Given(row),
+        }
+    }
 }
 
 /// Values of a cache in its storage type.

@@ -7,7 +7,6 @@
 #![deny(unsafe_code)]
 
 pub mod assemble;
-pub mod batch;
 pub mod cache;
 pub mod chain;
 pub mod clip;
@@ -27,7 +26,9 @@ pub mod prune;
 pub mod random;
 mod reports;
 mod sample;
+pub mod sequence;
 pub mod signal;
+pub mod stage;
 pub mod tensor;
 pub mod testkit;
 pub mod tokens;

@@ -401,26 +401,71 @@ pub struct Placeholder {
     pub video: bool,
 }
 
+/// What a row of a prompt, or of a chunk behind it, is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// A token of the text: its id.
+    Text(u32),
+    /// A visual token: its place among those of the request.
+    Visual(u32),
+    /// A row that the caller gives in the decoder's space, such as a robot's state, an action query
+    /// or the noise of a flow: which of them. No stage cuts it.
+    Given(u32),
+}
+
+impl Slot {
+    /// The id of a token of the text.
+    pub fn text(&self) -> Option<u32> {
+        match *self {
+            Slot::Text(id) => Some(id),
+            Slot::Visual(_) | Slot::Given(_) => None,
+        }
+    }
+
+    /// The place of a visual token.
+    pub fn visual(&self) -> Option<u32> {
+        match *self {
+            Slot::Visual(token) => Some(token),
+            Slot::Text(_) | Slot::Given(_) => None,
+        }
+    }
+
+    /// Which of the given rows it is.
+    pub fn given(&self) -> Option<u32> {
+        match *self {
+            Slot::Given(row) => Some(row),
+            Slot::Text(_) | Slot::Visual(_) => None,
+        }
+    }
+}
+
 /// A prompt whose placeholders are expanded.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prompt {
-    /// Token ids, with placeholder ids at visual tokens.
+    /// Token ids as the tokenizer gave them, placeholders included: what traces show and a repetition
+    /// penalty looks at.
     pub ids: Vec<u32>,
-    /// For each id the visual token that stands there, if one does; ascending.
-    pub visual: Vec<Option<u32>>,
+    /// Its rows; those of visual tokens ascend.
+    pub slots: Vec<Slot>,
 }
 
 impl Prompt {
-    /// Sequence index of each visual token.
+    /// Row of each visual token.
     pub fn visual_rows(&self) -> Vec<u32> {
-        (0..self.ids.len() as u32).filter(|&i| self.visual[i as usize].is_some()).collect()
+        let rows = (0u32..).zip(&self.slots);
+        rows.filter(|(_, slot)| slot.visual().is_some()).map(|(row, _)| row).collect()
+    }
+
+    /// The first row behind the last visual token; 0 if there is none.
+    pub fn behind_visual(&self) -> usize {
+        self.slots.iter().rposition(|slot| slot.visual().is_some()).map_or(0, |row| row + 1)
     }
 }
 
 /// Position ids of a prompt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Positions {
-    /// One entry a prompt token.
+    /// One entry a row of the prompt.
     pub prompt: Vec<Position>,
     /// Position of the first generated token on all axes.
     pub next: i32,

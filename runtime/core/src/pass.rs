@@ -15,29 +15,29 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::assemble::cut_rows;
-use crate::batch::{Pending, Sequence, choose, pending, report};
-use crate::cache::{LayerCache, Origin, Position};
+use crate::cache::{LayerCache, Position};
 use crate::chain::ResolvedStage;
 use crate::error::RunError;
 use crate::model::{Family, LayerPass, LayerSequence};
-use crate::ops::{Mask, Ops, Queries, Rotation, RowSum, ScoreRequest};
-use crate::prune::{PositionPolicy, Selection, Site};
+use crate::ops::{Ops, Queries, Rotation, RowSum, ScoreRequest};
+use crate::prune::{PositionPolicy, Site};
 use crate::reports::{Report, Reports};
+use crate::sequence::{Outputs, Pending, Sequence, pending};
 use crate::signal::{Rows, Signal};
+use crate::stage::{choose, report};
 use crate::tensor::Tensor;
 use crate::trace::Trace;
-use crate::visibility::LayerKind;
 
 /// Runs what every living sequence pends through the decoder, and leaves nothing pending.
 ///
-/// Returns the final hidden state of the last row of each sequence that took part and is still
-/// alive, `[alive, hidden]`, in their order.
+/// Returns the final hidden states of the rows that each sequence wants ([`Outputs`], the last one
+/// unless it says otherwise) of those that took part and are still alive, one sequence below the
+/// other, `[rows, hidden]`.
 ///
 /// # Errors
 /// What concerns the whole pass: the device. What concerns one sequence is put into
 /// [`Sequence::failed`]: a stage that refused, a stop between the layers of its prompt, a full
-/// cache, an id outside the vocabulary.
+/// cache, an id outside the vocabulary, a wanted row that was cut.
 pub fn pass(
     family: &dyn Family,
     ops: &dyn Ops,
@@ -60,6 +60,7 @@ pub fn pass(
     let outputs = batch.outputs()?;
     for sequence in sequences {
         sequence.pending = Pending::Nothing;
+        sequence.outputs = Outputs::Last;
     }
     Ok(outputs)
 }
@@ -92,7 +93,7 @@ impl<'a> Batch<'a> {
         let takes_part = |s: &&mut Sequence| s.is_alive() && s.pending_rows() > 0;
         let sequences = sequences.iter_mut().map(|s| &mut **s).filter(takes_part);
         let mut sequences: Vec<&mut Sequence> = sequences
-            .filter_map(|sequence| match sequence.check_pending(info.layers, info.vocab) {
+            .filter_map(|sequence| match sequence.check_pending(info) {
                 Ok(()) => Some(sequence),
                 Err(error) => {
                     sequence.failed = Some(error);
@@ -131,7 +132,7 @@ impl<'a> Batch<'a> {
         positions.clear();
         for sequence in &self.sequences {
             if sequence.reads_prompt() {
-                positions.extend_from_slice(&sequence.positions);
+                positions.extend_from_slice(&sequence.prompt.positions);
             } else {
                 let next = sequence.cache.layers[layer].next;
                 let rows = sequence.pending_rows() as i32;
@@ -192,7 +193,7 @@ impl<'a> Batch<'a> {
                     Ok(cutting) => outcome = Some(cutting),
                     Err(error) => self.sequences[i].failed = Some(error),
                 }
-                self.sequences[i].prune_time += start.elapsed();
+                self.sequences[i].record.prune_time += start.elapsed();
             }
             outcomes.push(outcome);
         }
@@ -231,11 +232,12 @@ impl<'a> Batch<'a> {
         };
         for (signal, rows) in probes {
             let sequence = &*self.sequences[i];
-            let queries = sequence.query_rows(rows);
+            let queries = sequence.prompt.queries(rows);
             let decoder = self.family.decoder();
             let mut room = Vec::new();
-            let mask = sequence.visibility.of(decoder.kind(layer)).mask(0, &mut room);
-            let probe = decoder.probe(layer, x, &sequence.positions, rotations, mask, &queries)?;
+            let mask = sequence.mask(layer, decoder.kind(layer), &mut room);
+            let probe =
+                decoder.probe(layer, x, &sequence.prompt.positions, rotations, mask, &queries)?;
             self.reports.push(Report::Scores { sequence: i, layer, signal, row: probe.scores });
             self.keys[i] = Some(probe.keys);
         }
@@ -265,35 +267,34 @@ impl<'a> Batch<'a> {
     ) -> Result<Cutting, RunError> {
         let start = Instant::now();
         let sequence = &mut *self.sequences[i];
-        let old_rows = sequence.rows.len();
+        let visual = sequence.prompt.visual();
         sequence.signals.visual_rows =
-            sequence.visual.iter().map(|&v| sequence.rows[v as usize]).collect();
+            visual.iter().map(|&v| sequence.prompt.rows[v as usize]).collect();
         let memory = &mut sequence.memories[stage.entry];
-        let floor = sequence.chain.floor;
-        let selection =
-            choose(stage, &sequence.tokens, sequence.entered, &sequence.signals, memory, floor)?;
-        let before = std::mem::take(&mut sequence.tokens);
-        let after = before.compose(&selection);
-        let rows = kept_rows(old_rows, &sequence.visual, &selection);
+        let (floor, tokens) = (sequence.chain.floor, &sequence.visual.tokens);
+        let entered = sequence.visual.entered;
+        let selection = choose(stage, tokens, entered, &sequence.signals, memory, floor)?;
         let merges = selection
             .merges
             .iter()
             .map(|m| {
-                let place = |t: u32| sequence.visual[t as usize];
+                let place = |t: u32| visual[t as usize];
                 let terms = m.terms.iter().map(|&(t, w)| (place(t), w)).collect();
                 (place(m.target), terms)
             })
             .collect();
-        sequence.apply(self.ops, &rows, &selection, &after);
+        let old_rows = sequence.prompt.len();
+        let (rows, before) = sequence.cut(self.ops, &selection);
         let renumber = stage.plan.positions == PositionPolicy::Renumber;
         let renumbered = renumber && !selection.is_identity(before.len());
         if renumbered {
-            sequence.renumber();
+            let base = sequence.prompt.positions.first().map_or(0, |p| p[0]);
+            sequence.prompt.renumber(base);
         }
-        sequence.prune_time += probing;
         let time = start.elapsed() + probing;
-        sequence.stages.push(report(stage, &before, &after, &selection, time));
-        sequence.tokens = after;
+        let record = &mut sequence.record;
+        record.prune_time += probing;
+        record.stages.push(report(stage, &before, &sequence.visual.tokens, &selection, time));
         Ok(Cutting { rows, merges, old_rows, renumbered })
     }
 
@@ -368,9 +369,10 @@ impl<'a> Batch<'a> {
             self.sequences.iter().map(|s| Requests::of(s, layer)).collect();
         self.rotate(layer);
         for sequence in self.sequences.iter_mut().filter(|s| s.reads_prompt()) {
-            let capacity = sequence.rows.len() + sequence.room;
+            let capacity = sequence.prompt.len() + sequence.room;
             let cache = LayerCache::new(info.kv_heads, info.head_dim, capacity, dtype);
-            sequence.cache.layers.push(LayerCache { next: sequence.next, ..cache });
+            let next = sequence.prompt.next;
+            sequence.cache.layers.push(LayerCache { next, ..cache });
         }
         let mut pass = LayerPass {
             positions: &self.positions,
@@ -404,9 +406,12 @@ impl<'a> Batch<'a> {
             }
             let sequence = &*self.sequences[i];
             let places = || -> Vec<u32> {
-                sequence.visual.iter().map(|&v| v + ranges[i].start as u32).collect()
+                let visual = sequence.prompt.visual();
+                visual.iter().map(|&v| v + ranges[i].start as u32).collect()
             };
-            if let Some(level) = sequence.levels.get(layer).filter(|_| sequence.reads_prompt()) {
+            if let Some(level) =
+                sequence.visual.levels.get(layer).filter(|_| sequence.reads_prompt())
+            {
                 self.ops.add_rows(&mut self.x, &places(), level);
             }
             if requests[i].hidden {
@@ -439,12 +444,21 @@ impl<'a> Batch<'a> {
     }
 
     /// Final hidden states of the rows that somebody waits for.
-    fn outputs(&self) -> Result<Tensor, RunError> {
+    fn outputs(&mut self) -> Result<Tensor, RunError> {
+        let mut index: Vec<u32> = Vec::new();
+        for (range, sequence) in self.ranges().into_iter().zip(&mut self.sequences) {
+            match sequence.output_rows() {
+                Ok(rows) => index.extend(rows.iter().map(|row| range.start as u32 + row)),
+                Err(error) => sequence.failed = Some(error),
+            }
+        }
         let decoder = self.family.decoder();
-        if self.x.rows() == self.sequences.len() {
+        if index.iter().copied().eq(0..self.x.rows() as u32) {
             return decoder.final_hidden(&self.x);
         }
-        decoder.final_hidden(&self.last_rows(self.ranges().iter()))
+        let mut rows = Tensor::default();
+        self.ops.gather_rows(&self.x, &index, &mut rows);
+        decoder.final_hidden(&rows)
     }
 
     fn trace_layer(&self, layer: usize, trace: &mut dyn Trace) -> Result<(), RunError> {
@@ -482,112 +496,6 @@ impl Cutting {
     }
 }
 
-/// Rows of a sequence that stay: all text, and the kept visual tokens.
-fn kept_rows(rows: usize, visual: &[u32], selection: &Selection) -> Vec<u32> {
-    let mut stays = vec![true; rows];
-    for &v in visual {
-        stays[v as usize] = false;
-    }
-    for &k in &selection.kept {
-        stays[visual[k as usize] as usize] = true;
-    }
-    (0..rows as u32).filter(|&r| stays[r as usize]).collect()
-}
-
-impl Sequence {
-    /// Says of the rows that ran through `layer` what they stand for.
-    fn file_rows(&mut self, layer: usize) {
-        match &self.pending {
-            Pending::Nothing => {}
-            Pending::Prompt(_) => {
-                let origins = self.origins();
-                self.cache.layers[layer].origins.extend(origins);
-            }
-            Pending::Chunk(chunk) => {
-                let cache = &mut self.cache.layers[layer];
-                cache.origins.extend(chunk.ids.iter().map(|_| Origin::Text));
-                cache.next += chunk.ids.len() as i32;
-            }
-            Pending::Token(_) => {
-                let cache = &mut self.cache.layers[layer];
-                cache.origins.push(Origin::Generated);
-                cache.next += 1;
-            }
-        }
-    }
-
-    /// Which keys its rows see in a layer.
-    fn mask<'a>(&self, layer: usize, kind: LayerKind, room: &'a mut Vec<u32>) -> Mask<'a> {
-        match &self.pending {
-            Pending::Prompt(_) => self.visibility.of(kind).mask(0, room),
-            Pending::Chunk(chunk) => chunk.blocks.mask(self.cache.layers[layer].len, room),
-            Pending::Nothing | Pending::Token(_) => Mask::Causal,
-        }
-    }
-
-    /// What each of its rows stands for.
-    fn origins(&self) -> Vec<Origin> {
-        let mut origins = vec![Origin::Text; self.rows.len()];
-        for (&row, token) in self.visual.iter().zip(&self.tokens.tokens) {
-            origins[row as usize] = Origin::Visual(token.index);
-        }
-        origins
-    }
-
-    /// Rows of the current sequence that `rows` names.
-    fn query_rows(&self, rows: Rows) -> Vec<u32> {
-        let last = self.pending_rows() as u32 - 1;
-        let after = self.visual.last().map_or(0, |&v| v + 1);
-        match rows {
-            Rows::Last => vec![last],
-            Rows::All => (0..=last).collect(),
-            Rows::Instruction if after <= last => (after..=last).collect(),
-            Rows::InnerInstruction if after + 2 <= last => (after + 1..last).collect(),
-            Rows::Instruction | Rows::InnerInstruction => vec![last],
-        }
-    }
-
-    /// Restricts everything that is aligned to rows or visual tokens to what was kept.
-    fn apply(
-        &mut self,
-        ops: &dyn Ops,
-        rows: &[u32],
-        selection: &Selection,
-        after: &crate::tokens::TokenMap,
-    ) {
-        let kept = &selection.kept;
-        for level in &mut self.levels {
-            *level = cut_rows(ops, level, selection);
-        }
-        let signals = &mut self.signals;
-        for values in signals.vectors.values_mut() {
-            *values = kept.iter().map(|&k| values[k as usize]).collect();
-        }
-        let index: Vec<usize> = kept.iter().map(|&k| k as usize).collect();
-        for rows in signals.hidden.values_mut().chain(signals.embeddings.as_mut()) {
-            *rows = rows.select(ndarray::Axis(0), &index);
-        }
-        let mut place = vec![u32::MAX; self.rows.len()];
-        for (new, &old) in rows.iter().enumerate() {
-            place[old as usize] = new as u32;
-        }
-        self.visual = kept.iter().map(|&k| place[self.visual[k as usize] as usize]).collect();
-        self.visibility = self.visibility.of_rows(rows);
-        self.positions = rows.iter().map(|&r| self.positions[r as usize]).collect();
-        self.rows = rows.iter().map(|&r| self.rows[r as usize]).collect();
-        debug_assert_eq!(self.visual.len(), after.len());
-    }
-
-    /// Positions count anew from the first row's.
-    fn renumber(&mut self) {
-        let base = self.positions.first().map_or(0, |p| p[0]);
-        for (i, position) in self.positions.iter_mut().enumerate() {
-            *position = [base + i as i32; 3];
-        }
-        self.next = base + self.positions.len() as i32;
-    }
-}
-
 /// What a sequence asks of one layer.
 struct Requests {
     scores: Vec<ScoreRequest>,
@@ -607,7 +515,7 @@ impl Requests {
                 Signal::Attention { layer: l, rows } if l == layer => {
                     let queries = match rows {
                         Rows::All => Queries::All,
-                        rows => Queries::Listed(sequence.query_rows(rows)),
+                        rows => Queries::Listed(sequence.prompt.queries(rows)),
                     };
                     requests.scores.push(ScoreRequest { queries, mean: true });
                     requests.signals.push(signal);
@@ -619,7 +527,7 @@ impl Requests {
         }
         for observed in sequence.observed_layers().filter(|&l| l == layer) {
             // The last row produces the next token.
-            let queries = Queries::Listed(sequence.query_rows(Rows::Last));
+            let queries = Queries::Listed(vec![sequence.pending_rows() as u32 - 1]);
             requests.scores.push(ScoreRequest { queries, mean: true });
             requests.signals.push(Signal::GeneratedRows { layer: observed });
         }

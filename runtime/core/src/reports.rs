@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use ndarray::Array2;
 
-use crate::batch::Sequence;
 use crate::cache::Origin;
 use crate::error::RunError;
 use crate::ops::{Ops, Transition};
+use crate::sequence::Sequence;
 use crate::signal::{LayerTransitions, Signal};
 use crate::tensor::Tensor;
 
@@ -68,7 +68,7 @@ impl Reports {
         for report in &reports {
             match report {
                 Report::Scores { sequence, layer, signal, .. } => {
-                    sequences[*sequence].record(*signal, *layer, &next()?);
+                    sequences[*sequence].file_scores(*signal, *layer, &next()?);
                 }
                 Report::Transitions { layer, takers, .. } => {
                     let [attention, mlp] = [transitions(&next()?), transitions(&next()?)];
@@ -77,7 +77,7 @@ impl Reports {
                         let entry = LayerTransitions {
                             attention: attention[range.clone()].to_vec(),
                             mlp: mlp[range.clone()].to_vec(),
-                            tokens: sequence.rows.clone(),
+                            tokens: sequence.prompt.rows.clone(),
                         };
                         sequence.signals.transitions.insert(*layer, entry);
                     }
@@ -111,14 +111,15 @@ fn transitions(values: &[f32]) -> Vec<Transition> {
 impl Sequence {
     /// Files an attention row over its rows: a signal of a stage, or the first of those that
     /// produced the answer.
-    fn record(&mut self, signal: Signal, layer: usize, values: &[f32]) {
+    fn file_scores(&mut self, signal: Signal, layer: usize, values: &[f32]) {
         if let Signal::GeneratedRows { .. } = signal {
-            if self.observed.iter().all(|(seen, _, _)| *seen != layer) {
-                self.observed.push((layer, vec![0.0; self.indices], 0));
+            let observed = &mut self.record.observed;
+            if observed.iter().all(|(seen, _, _)| *seen != layer) {
+                observed.push((layer, vec![0.0; self.visual.indices], 0));
             }
             self.add_generated_row(layer, values);
         } else {
-            let aligned = self.visual.iter().map(|&v| values[v as usize]).collect();
+            let aligned = self.prompt.visual().iter().map(|&v| values[v as usize]).collect();
             self.signals.vectors.insert(signal, aligned);
         }
     }
@@ -126,7 +127,8 @@ impl Sequence {
     /// Adds one attention row of a generated token, `[keys]`, by original index.
     fn add_generated_row(&mut self, layer: usize, row: &[f32]) {
         let Some(cache) = self.cache.layers.get(layer) else { return };
-        let Some((_, sums, count)) = self.observed.iter_mut().find(|(l, _, _)| *l == layer) else {
+        let observed = &mut self.record.observed;
+        let Some((_, sums, count)) = observed.iter_mut().find(|(l, _, _)| *l == layer) else {
             return;
         };
         for (origin, value) in cache.origins.iter().zip(row) {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use secateur_core::batch::StageReport;
 use secateur_core::decode::FinishReason;
+use secateur_core::stage::StageReport;
 
 use crate::reuse::Reuse;
 

@@ -11,11 +11,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use secateur_core::batch::{Pending, Sequence};
 use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampler};
 use secateur_core::error::RunError;
 use secateur_core::model::Control;
 use secateur_core::pass::pass;
+use secateur_core::sequence::{Pending, Sequence};
 use secateur_core::tensor::Tensor;
 use secateur_core::trace::Trace;
 use secateur_models::text::DecodeStream;
@@ -52,7 +52,7 @@ impl Generation {
         let room = sequence.room;
         Self {
             control: request.control.clone(),
-            sampler: Sampler::new(request.sampling.clone(), &sequence.prompt_ids),
+            sampler: Sampler::new(request.sampling.clone(), &sequence.prompt.ids),
             allowed: request.allowed.clone(),
             stream: Some(model.text.tokenizer.stream(true)),
             ids: Vec::new(),
@@ -218,7 +218,7 @@ impl Share {
             rows: sequence.pending_rows(),
             // A later turn reads its text as a chunk.
             is_prompt: !matches!(sequence.pending, Pending::Token(_)),
-            cuts: sequence.prune_time,
+            cuts: sequence.record.prune_time,
         }
     }
 }
@@ -232,7 +232,7 @@ fn share_out(
 ) {
     let pairs = generations.iter().zip(before);
     let cuts: Duration =
-        pairs.map(|(g, share)| g.sequence.prune_time.saturating_sub(share.cuts)).sum();
+        pairs.map(|(g, share)| g.sequence.record.prune_time.saturating_sub(share.cuts)).sum();
     let layers = layers.saturating_sub(cuts);
     let rows: usize = before.iter().map(|share| share.rows).sum();
     let tokens = before.iter().filter(|share| !share.is_prompt).count();

@@ -47,7 +47,6 @@ pub use forecast::{Load, MemoryForecast};
 pub use outline::Outline;
 pub use request::Request;
 pub use reuse::{Encoding, Reading, Reuse};
-pub use secateur_core::batch::StageReport;
 pub use secateur_core::chain::{Chain, ChainSpec, Params, Registry, ResolvedChain};
 pub use secateur_core::clip::{Clip, Frame, Grid, Rect, VideoInfo};
 pub use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampling};
@@ -60,6 +59,7 @@ pub use secateur_core::model::{
 pub use secateur_core::ops::{Ops, Precision};
 pub use secateur_core::prune;
 pub use secateur_core::signal;
+pub use secateur_core::stage::StageReport;
 pub use secateur_core::testkit;
 pub use secateur_core::tokens::{TokenKind, TokenMap, VisualToken};
 pub use secateur_core::weights::Weights;

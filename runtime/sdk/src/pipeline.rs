@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use secateur_core::assemble::{Parts, assemble};
-use secateur_core::batch::Sequence;
 use secateur_core::chain::ResolvedChain;
 use secateur_core::clip::Clip;
 use secateur_core::error::{InputError, RunError};
 use secateur_core::memory::OutOfMemory;
 use secateur_core::model::{Control, Pixels, Placeholder, Positions, Prompt, VisualLayout};
 use secateur_core::prune::Memory;
+use secateur_core::sequence::{Outputs, Sequence};
 use secateur_core::signal::Signal;
 use secateur_core::trace::Trace;
 
@@ -64,7 +64,7 @@ impl Account {
         Self {
             times: *times,
             started: *started,
-            prompt_tokens: prompt.ids.len(),
+            prompt_tokens: prompt.slots.len(),
             visual_in: layout.map.len(),
             pictures: pixels.iter().map(|p| p.source).collect(),
             dense: layout.map.clone(),
@@ -159,14 +159,14 @@ impl Vlm {
         let layout = model.family.layout(&views)?;
         let prompt = model.family.expand(&text, &views, &layout)?;
         let have = model.info.decoder.context;
-        if prompt.ids.is_empty() {
+        if prompt.slots.is_empty() {
             return Err(RunError::Prompt("the prompt has no token".into()).into());
         }
-        if prompt.ids.len() > have {
-            return Err(Error::Context { need: prompt.ids.len(), have });
+        if prompt.slots.len() > have {
+            return Err(Error::Context { need: prompt.slots.len(), have });
         }
         let positions = model.family.positions(&prompt, &views)?;
-        let room = request.max_tokens.min(have - prompt.ids.len());
+        let room = request.max_tokens.min(have - prompt.slots.len());
         let times = Times {
             decode_image: request.decode_image_ms,
             process: process_ms,
@@ -219,12 +219,14 @@ impl Vlm {
             positions,
             layout,
             encoded: encoded.as_deref(),
+            given: Default::default(),
+            outputs: Outputs::Last,
             chain,
             memories,
             room,
         };
         let sequence = assemble(&*model.family, &*model.ops, parts, trace)?;
-        account.times.encode = ms(start.elapsed().saturating_sub(sequence.prune_time));
+        account.times.encode = ms(start.elapsed().saturating_sub(sequence.record.prune_time));
         Ok((sequence, account))
     }
 
@@ -295,7 +297,7 @@ fn check_words(model: &Model, request: &Request) -> Result<(), Error> {
 
 /// The notes of a chain and of its cuts, each once.
 fn notes(sequence: &Sequence) -> Vec<String> {
-    let cuts = sequence.stages.iter().map(|s| (s.entry, s.before, s.kept));
+    let cuts = sequence.record.stages.iter().map(|s| (s.entry, s.before, s.kept));
     let idle = sequence.chain.idle_budgets(cuts);
     sequence.chain.notes.iter().cloned().chain(idle).collect()
 }
@@ -304,7 +306,7 @@ fn notes(sequence: &Sequence) -> Vec<String> {
 pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Account) -> Answer {
     let sequence = &mut generation.sequence;
     let mut times = account.times;
-    times.prune = ms(sequence.prune_time);
+    times.prune = ms(sequence.record.prune_time);
     times.prefill = ms(generation.prefill_time);
     times.decode = ms(generation.decode_time);
     times.total = ms(account.started.elapsed()) + times.decode_image;
@@ -312,10 +314,10 @@ pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Accou
     let report = Report {
         chain: sequence.chain.spec.to_string(),
         visual_in: account.visual_in,
-        visual_kept: sequence.tokens.len(),
-        stages: sequence.stages.clone(),
+        visual_kept: sequence.visual.tokens.len(),
+        stages: sequence.record.stages.clone(),
         prompt_tokens: account.prompt_tokens,
-        entered_tokens: account.prompt_tokens - account.visual_in + sequence.entered,
+        entered_tokens: account.prompt_tokens - account.visual_in + sequence.visual.entered,
         output_tokens: generation.ids.len(),
         ms: times,
         kv_bytes: sequence.cache.bytes(),

@@ -14,10 +14,10 @@
 //!   of an answer, which were made one by one, are read again, and no chunk is so short that its
 //!   attention sums in another order ([`FEW_QUERIES`]). In bf16 they are held, equal within rounding.
 
-use secateur_core::batch::{Pending, Sequence};
 use secateur_core::chain::ResolvedChain;
 use secateur_core::ops::{FEW_QUERIES, Precision};
 use secateur_core::prune::Memory;
+use secateur_core::sequence::{Chunk, Pending, Sequence};
 
 use crate::pipeline::{Account, Prepared};
 use crate::reuse::{Encoding, Key, Reading, Reuse};
@@ -47,7 +47,7 @@ impl Held {
         let is_whole = matches!(sequence.pending, Pending::Nothing)
             && sequence.failed.is_none()
             && sequence.cache.layers.len() == layers;
-        let mut ids = sequence.prompt_ids.clone();
+        let mut ids = sequence.prompt.ids.clone();
         let generated = answer.len().saturating_sub(1);
         let shortest = sequence.cache.layers.iter().map(|l| l.len).min().unwrap_or(0);
         // What a chain cut down to a few rows was read as a few.
@@ -80,7 +80,7 @@ impl Held {
             Precision::Bf16 => ids.len() - 1,
         };
         let held = same.min(most);
-        let behind = next.prompt.visual.iter().rposition(Option::is_some).map_or(0, |i| i + 1);
+        let behind = next.prompt.behind_visual();
         if !model.family.visibility(&next.prompt).splits_at(held) {
             return Err(Reading::SeesItself);
         }
@@ -94,12 +94,12 @@ impl Held {
     pub(crate) fn resume(self, next: Prepared, held: usize) -> (Sequence, Account) {
         let gone = self.ids.len() - held;
         let mut sequence = self.sequence;
-        let rest = next.prompt.ids[held..].to_vec();
+        let rest = Chunk { slots: next.prompt.slots[held..].to_vec(), ..Chunk::default() };
         for cache in &mut sequence.cache.layers {
             cache.truncate(cache.len - gone);
-            cache.reserve(cache.len + rest.len() + next.room);
+            cache.reserve(cache.len + rest.slots.len() + next.room);
         }
-        for stage in &mut sequence.stages {
+        for stage in &mut sequence.record.stages {
             stage.ms = 0.0;
         }
         let reuse = Reuse {
@@ -110,11 +110,11 @@ impl Held {
             prompt_tokens: held,
         };
         let account = Account::of(&next, reuse);
-        sequence.pending = Pending::Chunk(rest.into());
-        sequence.prompt_ids = next.prompt.ids;
+        sequence.pending = Pending::Chunk(rest);
+        sequence.prompt.ids = next.prompt.ids;
         sequence.room = next.room;
         sequence.memories = next.memories;
-        sequence.prune_time = std::time::Duration::ZERO;
+        sequence.record.prune_time = std::time::Duration::ZERO;
         (sequence, account)
     }
 }

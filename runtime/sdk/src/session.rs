@@ -9,10 +9,10 @@
 
 use std::sync::Arc;
 
-use secateur_core::batch::Sequence;
 use secateur_core::chain::ResolvedChain;
 use secateur_core::error::RunError;
 use secateur_core::prune::{Episode, Memory};
+use secateur_core::sequence::Sequence;
 
 use crate::answer::Answer;
 use crate::chains::ChainSource;

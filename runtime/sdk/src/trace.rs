@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, TensorView};
 use secateur_core::assemble::patch_sources;
 use secateur_core::error::RunError;
-use secateur_core::model::Control;
+use secateur_core::model::{Control, Slot};
 use secateur_core::signal::Signal;
 use secateur_core::trace::Trace;
 use secateur_models::registry::ProcessorOutputs;
@@ -241,15 +241,15 @@ fn processor_outputs(tensors: &mut Tensors, layout: ProcessorOutputs, prepared: 
         tensors.ints(name, &shape, &data);
     }
     let grids = &prepared.layout.map.grids;
-    let kind = |visual: &Option<u32>| match visual {
-        None => 0,
-        Some(v) => {
+    let kind = |slot: &Slot| match slot {
+        Slot::Text(_) | Slot::Given(_) => 0,
+        Slot::Visual(v) => {
             let token = &prepared.layout.map.tokens[*v as usize];
             let picture = grids[token.grid as usize].picture as usize;
             1 + i64::from(prepared.pixels[picture].video)
         }
     };
-    let kinds: Vec<i64> = prepared.prompt.visual.iter().map(kind).collect();
+    let kinds: Vec<i64> = prepared.prompt.slots.iter().map(kind).collect();
     tensors.ints("mm_token_type_ids", &[kinds.len()], &kinds);
 }
 
@@ -265,7 +265,7 @@ fn stages(
 ) {
     let sequence = &generation.sequence;
     for entry in 0..chain.entries {
-        let mine: Vec<_> = sequence.stages.iter().filter(|s| s.entry == entry).collect();
+        let mine: Vec<_> = sequence.record.stages.iter().filter(|s| s.entry == entry).collect();
         let whole = mine.iter().find(|s| s.drop.is_none());
         let scored = whole.or(mine.first()).and_then(|s| s.scores.as_ref());
         if let Some((_, scores)) = scored {
