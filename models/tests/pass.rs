@@ -189,7 +189,11 @@ fn given_rows_stand_where_a_prompt_or_a_chunk_names_them() {
         let rows = || given(family, &[IDS[5], IDS[2]]);
 
         let mut whole = assembled(family, &slots, rows(), Outputs::Last);
-        assert_eq!(run(family, &mut [&mut whole]), [text.clone()], "{name}: in a prompt");
+        assert_eq!(
+            run(family, &mut [&mut whole]),
+            std::slice::from_ref(&text),
+            "{name}: in a prompt"
+        );
         let mut origins = [Origin::Text; 9];
         (origins[2], origins[5]) = (Origin::Given(1), Origin::Given(0));
         assert!(whole.cache.layers.iter().all(|cache| cache.origins == origins), "{name}");
