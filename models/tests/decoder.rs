@@ -104,14 +104,14 @@ fn a_batch_equals_its_members_bit_for_bit() {
     for name in MODELS {
         let model = load_model(&root().join("models").join(name), ModelOptions::default());
         let family = model.family.as_ref();
-        let last = |n: u32| ScoreRequest { queries: Queries::Listed(vec![n]), mean: true };
+        let last = |n: u32| ScoreRequest::mean(Queries::Listed(vec![n]));
         let make = || {
             let mut one = Member::new(family, &[1, 9, 30, 31, 7], 0);
             one.scores = vec![last(4)];
             let mut two = Member::new(family, &[5], 11);
             two.wants_transitions = true;
             let mut three = Member::new(family, &[8, 8, 8, 100, 101, 102, 103], 3);
-            three.scores = vec![ScoreRequest { queries: Queries::All, mean: true }, last(0)];
+            three.scores = vec![ScoreRequest::mean(Queries::All), last(0)];
             three.mask = Mask::Full;
             vec![one, two, three]
         };
@@ -138,7 +138,7 @@ fn a_probe_sees_what_the_layer_will_show_and_saves_its_keys() {
         for mask in [Mask::Causal, Mask::Full, Mask::Until(&BLOCKS_OF_SIX)] {
             let make = || {
                 let mut m = Member::new(family, &ids, 0);
-                let request = ScoreRequest { queries: Queries::Listed(vec![17, 19]), mean: true };
+                let request = ScoreRequest::mean(Queries::Listed(vec![17, 19]));
                 m.scores = vec![request];
                 m.mask = mask;
                 m
@@ -197,7 +197,7 @@ fn a_window_goes_by_position_and_not_by_order() {
         let ids: Vec<u32> = (20..30).collect();
         let mut m = Member::new(family, &ids, 0);
         m.positions = (0..10).map(|i| [i * step; 3]).collect();
-        m.scores = vec![ScoreRequest { queries: Queries::Listed(vec![9]), mean: true }];
+        m.scores = vec![ScoreRequest::mean(Queries::Listed(vec![9]))];
         layer(family, index, std::slice::from_mut(&mut m)).remove(0).scores.remove(0)
     };
     let seen = |scores: Vec<f32>| scores.iter().map(|s| *s > 0.0).collect::<Vec<_>>();

@@ -81,11 +81,9 @@ impl Asked {
         let mut asked = Self { layer, signals: Vec::new(), requests: Vec::new(), keys: None };
         for signal in signals.iter().filter(|s| s.encoder_layer() == Some(layer)) {
             let request = match signal {
-                Signal::ClsAttention { .. } => {
-                    ScoreRequest { queries: Queries::Listed(vec![0]), mean: true }
-                }
-                Signal::ColumnMean { .. } => ScoreRequest { queries: Queries::All, mean: true },
-                Signal::EncoderMap { .. } => ScoreRequest { queries: Queries::All, mean: false },
+                Signal::ClsAttention { .. } => ScoreRequest::mean(Queries::Listed(vec![0])),
+                Signal::ColumnMean { .. } => ScoreRequest::mean(Queries::All),
+                Signal::EncoderMap { .. } => ScoreRequest::each(Queries::All),
                 _ => {
                     asked.keys = Some(*signal);
                     continue;

@@ -517,7 +517,7 @@ impl Requests {
                         Rows::All => Queries::All,
                         rows => Queries::Listed(sequence.prompt.queries(rows)),
                     };
-                    requests.scores.push(ScoreRequest { queries, mean: true });
+                    requests.scores.push(ScoreRequest::mean(queries));
                     requests.signals.push(signal);
                 }
                 Signal::Transitions { layer: l } if l == layer => requests.transitions = true,
@@ -528,7 +528,7 @@ impl Requests {
         for observed in sequence.observed_layers().filter(|&l| l == layer) {
             // The last row produces the next token.
             let queries = Queries::Listed(vec![sequence.pending_rows() as u32 - 1]);
-            requests.scores.push(ScoreRequest { queries, mean: true });
+            requests.scores.push(ScoreRequest::mean(queries));
             requests.signals.push(Signal::GeneratedRows { layer: observed });
         }
         requests

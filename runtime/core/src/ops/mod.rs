@@ -240,13 +240,64 @@ pub enum Queries {
     Listed(Vec<u32>),
 }
 
-/// What to report of the post-softmax attention of one segment, always the mean over heads.
+/// What becomes of the attention of several query heads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reduction {
+    /// Their mean: one row.
+    #[default]
+    Mean,
+    /// The largest of them, key by key: one row.
+    Max,
+    /// The largest within the query heads of each KV head: a row a KV head.
+    GroupMax,
+    /// The sum within the query heads of each KV head: a row a KV head.
+    GroupSum,
+    /// All of them: a row a query head.
+    Each,
+    /// These query heads, a row each, in this order.
+    Listed(Vec<u32>),
+}
+
+impl Reduction {
+    /// Rows that it makes of `heads` query heads over `kv_heads` KV heads.
+    pub fn rows(&self, heads: usize, kv_heads: usize) -> usize {
+        match self {
+            Reduction::Mean | Reduction::Max => 1,
+            Reduction::GroupMax | Reduction::GroupSum => kv_heads,
+            Reduction::Each => heads,
+            Reduction::Listed(listed) => listed.len(),
+        }
+    }
+}
+
+/// What to report of the post-softmax attention of one segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScoreRequest {
     /// The rows that are read.
     pub queries: Queries,
-    /// `true`: one row `[1, keys]`, the mean over those rows. `false`: `[queries, keys]`.
+    /// `true`: the mean over those rows, `[reduction's rows, keys]`. `false`: those of each query
+    /// below one another, `[queries * reduction's rows, keys]`.
     pub mean: bool,
+    /// What becomes of the heads, before any mean over queries.
+    pub heads: Reduction,
+}
+
+impl ScoreRequest {
+    /// The mean over queries and heads, `[1, keys]`.
+    pub fn mean(queries: Queries) -> Self {
+        Self { queries, mean: true, heads: Reduction::Mean }
+    }
+
+    /// A row a query, the mean over heads: `[queries, keys]`.
+    pub fn each(queries: Queries) -> Self {
+        Self { queries, mean: false, heads: Reduction::Mean }
+    }
+
+    /// The same with the heads reduced otherwise.
+    #[must_use]
+    pub fn heads(self, heads: Reduction) -> Self {
+        Self { heads, ..self }
+    }
 }
 
 /// One sequence, tile, frame or window: its queries, its keys, and what to report.

@@ -17,8 +17,8 @@ use half::bf16;
 
 use super::{
     Activation, AttentionParams, Embedding, Heads, Keys, Linear, Mask, Norm, NormKind, Ops,
-    PackedLinear, Precision, Queries, Rotation, RowSum, ScoreRequest, Segment, TransitionTap,
-    Vector, Window,
+    PackedLinear, Precision, Queries, Reduction, Rotation, RowSum, ScoreRequest, Segment,
+    TransitionTap, Vector, Window,
 };
 use crate::cache::{CacheValues, LayerCache};
 use crate::error::RunError;
@@ -295,22 +295,62 @@ pub(super) fn key_count(keys: Keys<'_>) -> usize {
     }
 }
 
-/// One request over the attention rows of a segment, `probs: [queries][keys]`.
-fn report(request: &ScoreRequest, probs: &[Vec<f32>], keys: usize) -> Vec<f32> {
+/// One request over the attention rows of a segment, `probs: [query heads][queries][keys]`.
+fn report(
+    request: &ScoreRequest,
+    probs: &[Vec<Vec<f32>>],
+    kv_heads: usize,
+    keys: usize,
+) -> Vec<f32> {
+    let queries = probs.first().map_or(0, Vec::len);
     let listed: Vec<usize> = match &request.queries {
-        Queries::All => (0..probs.len()).collect(),
+        Queries::All => (0..queries).collect(),
         Queries::Listed(rows) => rows.iter().map(|r| *r as usize).collect(),
     };
+    let count = request.heads.rows(probs.len(), kv_heads) * keys;
+    let reduced = |r: &usize| {
+        let heads: Vec<&[f32]> = probs.iter().map(|head| head[*r].as_slice()).collect();
+        reduce(&request.heads, &heads, kv_heads)
+    };
     if !request.mean {
-        return listed.iter().flat_map(|r| probs[*r].iter().copied()).collect();
+        return listed.iter().flat_map(reduced).collect();
     }
-    let mut mean = vec![0.0f64; keys];
-    for r in &listed {
-        for (m, p) in mean.iter_mut().zip(&probs[*r]) {
+    let mut mean = vec![0.0f64; count];
+    for row in listed.iter().map(reduced) {
+        for (m, p) in mean.iter_mut().zip(&row) {
             *m += f64::from(*p);
         }
     }
     mean.iter().map(|m| (m / listed.len().max(1) as f64) as f32).collect()
+}
+
+/// The rows of one query, `heads: [query heads][keys]`, reduced: `[reduction's rows, keys]`.
+pub(super) fn reduce(reduction: &Reduction, heads: &[&[f32]], kv_heads: usize) -> Vec<f32> {
+    let folded = |rows: &[&[f32]], with: fn(f32, f32) -> f32| -> Vec<f32> {
+        let (first, rest) = rows.split_first().expect("a model has heads");
+        let mut sum = first.to_vec();
+        for row in rest {
+            sum.iter_mut().zip(*row).for_each(|(s, p)| *s = with(*s, *p));
+        }
+        sum
+    };
+    let groups = || heads.chunks((heads.len() / kv_heads.max(1)).max(1));
+    match reduction {
+        Reduction::Mean => {
+            let mut mean = vec![0.0; heads.first().map_or(0, |row| row.len())];
+            for row in heads {
+                mean.iter_mut().zip(*row).for_each(|(m, p)| *m += p / heads.len() as f32);
+            }
+            mean
+        }
+        Reduction::Max => folded(heads, f32::max),
+        Reduction::GroupMax => groups().flat_map(|group| folded(group, f32::max)).collect(),
+        Reduction::GroupSum => groups().flat_map(|group| folded(group, |a, b| a + b)).collect(),
+        Reduction::Each => heads.concat(),
+        Reduction::Listed(listed) => {
+            listed.iter().flat_map(|&head| heads[head as usize].iter().copied()).collect()
+        }
+    }
 }
 
 impl Ops for ReferenceOps {
@@ -502,8 +542,8 @@ impl Ops for ReferenceOps {
             let (n, keys) = (segment.rows.len(), key_count(segment.keys));
             assert!(segment.mask.is_of(n), "attention: a mask of other queries");
             let group = q.heads / kv_heads(segment.keys);
-            let mut probs = vec![vec![0.0f32; keys]; n];
-            for h in 0..q.heads {
+            let mut probs = vec![vec![vec![0.0f32; keys]; n]; q.heads];
+            for (h, probs) in probs.iter_mut().enumerate() {
                 let (mut ks, mut vs) = head_keys(segment.keys, h / group);
                 ks.iter_mut().chain(&mut vs).flatten().for_each(|x| *x = self.factor(*x));
                 for (i, probs) in probs.iter_mut().enumerate() {
@@ -514,7 +554,7 @@ impl Ops for ReferenceOps {
                         continue;
                     }
                     for (p, w) in probs.iter_mut().zip(&weights) {
-                        *p += (f64::from(*w) / sum) as f32 / q.heads as f32;
+                        *p = (f64::from(*w) / sum) as f32;
                     }
                     for c in 0..e {
                         let value: f64 = weights
@@ -530,7 +570,10 @@ impl Ops for ReferenceOps {
                 segment
                     .scores
                     .iter()
-                    .map(|r| Tensor::from_rows(keys, &report(r, &probs, keys)))
+                    .map(|r| {
+                        let rows = report(r, &probs, kv_heads(segment.keys), keys);
+                        Tensor::from_rows(keys, &rows)
+                    })
                     .collect(),
             );
         }
@@ -546,8 +589,8 @@ impl Ops for ReferenceOps {
         mean: bool,
     ) -> Tensor {
         let (n, len) = (q.tensor.rows(), keys.tensor.rows());
-        let mut probs = vec![vec![0.0f32; len]; n];
-        for h in 0..q.heads {
+        let mut probs = vec![vec![vec![0.0f32; len]; n]; q.heads];
+        for (h, probs) in probs.iter_mut().enumerate() {
             let kv = h / (q.heads / keys.heads);
             let ks: Vec<Vec<f32>> = (0..len)
                 .map(|j| head_row(keys, j, kv).iter().map(|x| self.factor(*x)).collect())
@@ -557,12 +600,13 @@ impl Ops for ReferenceOps {
                 let (weights, sum) = self.weights(params, head_row(q, i, h), &ks, &first);
                 if sum > 0.0 {
                     for (p, w) in probs.iter_mut().zip(&weights) {
-                        *p += (f64::from(*w) / sum) as f32 / q.heads as f32;
+                        *p = (f64::from(*w) / sum) as f32;
                     }
                 }
             }
         }
-        Tensor::from_rows(len, &report(&ScoreRequest { queries: Queries::All, mean }, &probs, len))
+        let request = ScoreRequest { queries: Queries::All, mean, heads: Reduction::Mean };
+        Tensor::from_rows(len, &report(&request, &probs, keys.heads, len))
     }
 
     fn gather_rows(&self, x: &Tensor, index: &[u32], out: &mut Tensor) {

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 use secateur_core::cache::LayerCache;
 use secateur_core::ops::reference::ReferenceOps;
 use secateur_core::ops::{
-    AttentionParams, Heads, Keys, Mask, Ops, Precision, Queries, ScoreRequest, Segment, Window,
+    AttentionParams, Heads, Keys, Mask, Ops, Precision, Queries, Reduction, ScoreRequest, Segment,
+    Window,
 };
 use secateur_core::tensor::Tensor;
 
@@ -160,12 +161,19 @@ impl Case {
 }
 
 fn requests() -> Vec<ScoreRequest> {
-    vec![
-        ScoreRequest { queries: Queries::All, mean: true },
-        ScoreRequest { queries: Queries::All, mean: false },
-        ScoreRequest { queries: Queries::Listed(vec![0]), mean: true },
-        ScoreRequest { queries: Queries::Listed(vec![0]), mean: false },
-    ]
+    let heads = [Reduction::Max, Reduction::GroupMax, Reduction::GroupSum, Reduction::Each];
+    let reduced = heads.into_iter().chain([Reduction::Listed(vec![0, 0])]);
+    let reduced = reduced.flat_map(|heads| {
+        [ScoreRequest::mean(Queries::All), ScoreRequest::each(Queries::Listed(vec![0]))]
+            .map(|request| request.heads(heads.clone()))
+    });
+    let means = [
+        ScoreRequest::mean(Queries::All),
+        ScoreRequest::each(Queries::All),
+        ScoreRequest::mean(Queries::Listed(vec![0])),
+        ScoreRequest::each(Queries::Listed(vec![0])),
+    ];
+    means.into_iter().chain(reduced).collect()
 }
 
 /// Reports as plain values.
@@ -332,10 +340,10 @@ fn large_scores_do_not_overflow() {
 fn reported_rows_sum_to_one_and_hide_what_the_query_does_not_see() {
     let listed = Queries::Listed(vec![0, 7, 69, 7]);
     let scores = vec![
-        ScoreRequest { queries: listed.clone(), mean: false },
-        ScoreRequest { queries: listed, mean: true },
-        ScoreRequest { queries: Queries::Listed(vec![]), mean: true },
-        ScoreRequest { queries: Queries::Listed(vec![]), mean: false },
+        ScoreRequest::each(listed.clone()),
+        ScoreRequest::mean(listed),
+        ScoreRequest::mean(Queries::Listed(vec![])),
+        ScoreRequest::each(Queries::Listed(vec![])),
     ];
     let case = Case { scores, ..Case::new(&[(70, 100)], 2, 4, 32) };
     case.check();
@@ -350,6 +358,45 @@ fn reported_rows_sum_to_one_and_hide_what_the_query_does_not_see() {
             }
             assert!((mean.iter().sum::<f32>() - 1.0).abs() < 1e-5);
             assert_eq!((none, empty.len()), (&vec![0.0; 100], 0));
+        }
+    }
+}
+
+#[test]
+fn reductions_over_heads_agree_with_one_another() {
+    let of = |heads| ScoreRequest::each(Queries::Listed((0..20).collect())).heads(heads);
+    let listed = Reduction::Listed(vec![5, 0]);
+    let kinds = [
+        Reduction::Mean,
+        Reduction::Max,
+        Reduction::GroupMax,
+        Reduction::GroupSum,
+        Reduction::Each,
+        listed,
+    ];
+    let scores = kinds.map(of).to_vec();
+    let case = Case { scores, ..Case::new(&[(20, 70)], 2, 3, 32) };
+    case.check();
+    for ops in variants(Precision::F32, 2) {
+        let (_, reports) = case.run(&ops);
+        let [mean, max, group_max, group_sum, each, listed] = &reports[0][..] else {
+            panic!("six requests")
+        };
+        let lens = [mean, max, group_max, group_sum, each, listed].map(|r| r.len() / 70 / 20);
+        assert_eq!(lens, [1, 1, 2, 2, 6, 2]);
+        for query in 0..20 {
+            for key in 0..70 {
+                let row = |r: &[f32], of: usize, i: usize| r[(query * of + i) * 70 + key];
+                let heads: Vec<f32> = (0..6).map(|head| row(each, 6, head)).collect();
+                let largest = |part: &[f32]| part.iter().copied().fold(0.0, f32::max);
+                assert!((row(mean, 1, 0) - heads.iter().sum::<f32>() / 6.0).abs() < 1e-6);
+                assert_eq!(row(max, 1, 0), largest(&heads));
+                for (group, part) in heads.chunks(3).enumerate() {
+                    assert_eq!(row(group_max, 2, group), largest(part));
+                    assert!((row(group_sum, 2, group) - part.iter().sum::<f32>()).abs() < 1e-6);
+                }
+                assert_eq!([row(listed, 2, 0), row(listed, 2, 1)], [heads[5], heads[0]]);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Attention rows that pruners read: the mean over heads of softmax weights.
+//! Attention rows that pruners and heads read: softmax weights, reduced over attention heads.
 //!
-//! Queries of the asked rows are gathered in blocks of lanes, rows times the heads that share keys.
+//! For the mean over heads, queries of the asked rows are gathered in blocks of lanes, rows times the
+//! heads that share keys. Other reductions take the rows of a few queries head by head.
 //! A block belongs to one task, and what several tasks computed is added in their order.
 #![allow(unsafe_code, reason = "tasks write different parts of one buffer")]
 
@@ -9,8 +10,8 @@ use super::lanes::{self, Lanes, Sight, VECTORS, Work};
 use super::{Context, block_size, few};
 use crate::ops::cpu::memory::{Scratch, Shared};
 use crate::ops::cpu::simd::{self, Job, Simd};
-use crate::ops::reference::{head_row, key_count, kv_heads};
-use crate::ops::{Heads, Keys, Queries, ScoreRequest, Segment, Window};
+use crate::ops::reference::{head_row, key_count, kv_heads, reduce};
+use crate::ops::{Heads, Keys, Queries, Reduction, ScoreRequest, Segment, Window};
 
 /// What to report: rows of a tensor over keys.
 struct Report<'a> {
@@ -20,7 +21,14 @@ struct Report<'a> {
     /// Per asked row: the row of `q`, how many keys it sees by order, its place in the segment.
     rows: Vec<(usize, usize, usize)>,
     mean: bool,
+    /// KV heads, and the first query head of each that is read.
+    picks: Vec<(usize, usize)>,
+    /// Query heads that are read of each, whose mean is reported.
+    group: usize,
 }
+
+/// Queries that are in memory at a time, all of their heads apart.
+const AT_A_TIME: usize = 8;
 
 /// One request of a segment; see [`ScoreRequest`].
 pub(in crate::ops::cpu) fn report(
@@ -38,8 +46,39 @@ pub(in crate::ops::cpu) fn report(
         Queries::All => (0..n).map(row).collect(),
         Queries::Listed(listed) => listed.iter().map(|i| row(*i as usize)).collect(),
     };
-    let (keys, window) = (segment.keys, segment.window);
-    Report { q, keys, window, rows, mean: request.mean }.run(context)
+    let window = segment.window;
+    let whole = Report::of(q, segment.keys, window, rows, request.mean);
+    if request.heads == Reduction::Mean {
+        return whole.run(context);
+    }
+    let kv_heads = kv_heads(segment.keys);
+    let mut mean = vec![0.0; request.heads.rows(q.heads, kv_heads) * keys];
+    let mut apart = Vec::new();
+    for rows in whole.rows.chunks(AT_A_TIME) {
+        let heads: Vec<Vec<f32>> = (0..q.heads)
+            .map(|head| {
+                let part = Report::of(q, segment.keys, window, rows.to_vec(), false);
+                let picks = vec![(head / whole.group, head)];
+                Report { picks, group: 1, ..part }.run(context)
+            })
+            .collect();
+        for row in 0..rows.len() {
+            let heads: Vec<&[f32]> =
+                heads.iter().map(|head| &head[row * keys..(row + 1) * keys]).collect();
+            let reduced = reduce(&request.heads, &heads, kv_heads);
+            if request.mean {
+                mean.iter_mut().zip(&reduced).for_each(|(m, p)| *m += p);
+            } else {
+                apart.extend(reduced);
+            }
+        }
+    }
+    if !request.mean {
+        return apart;
+    }
+    let count = whole.rows.len().max(1) as f32;
+    mean.iter_mut().for_each(|m| *m /= count);
+    mean
 }
 
 /// See [`crate::ops::Ops::score_rows`].
@@ -54,19 +93,33 @@ pub(in crate::ops::cpu) fn score_rows(
     let len = keys.tensor.rows();
     let rows = visible.iter().enumerate().map(|(i, v)| (i, (*v as usize).min(len), i)).collect();
     let keys = Keys::Rows { keys, values: keys, first: 0, len };
-    Report { q, keys, window: None, rows, mean }.run(context)
+    Report::of(q, keys, None, rows, mean).run(context)
 }
 
-impl Report<'_> {
+impl<'a> Report<'a> {
+    /// Of the mean over all heads.
+    fn of(
+        q: Heads<'a>,
+        keys: Keys<'a>,
+        window: Option<Window<'a>>,
+        rows: Vec<(usize, usize, usize)>,
+        mean: bool,
+    ) -> Self {
+        let heads = kv_heads(keys);
+        let group = q.heads / heads;
+        let picks = (0..heads).map(|head| (head, head * group)).collect();
+        Self { q, keys, window, rows, mean, picks, group }
+    }
+
     /// One vector `[keys]`, or `[rows, keys]`.
     fn run(&self, context: Context<'_>) -> Vec<f32> {
-        let (heads, keys) = (kv_heads(self.keys), key_count(self.keys));
+        let (heads, keys) = (self.picks.len(), key_count(self.keys));
         let out_rows = if self.mean { 1 } else { self.rows.len() };
         let mut out = vec![0.0f32; out_rows * keys];
         if self.rows.is_empty() || keys == 0 {
             return out;
         }
-        let group = self.q.heads / heads;
+        let group = self.group;
         let per_block = (block_size(context.isa) / group).max(1);
         let blocks = self.rows.len().div_ceil(per_block);
         // With one block the heads are shared out, else the blocks are.
@@ -87,12 +140,12 @@ impl Report<'_> {
             // SAFETY: tasks own different rows of the target.
             let out = unsafe { target.range(first * keys, count * keys) };
             let first_head = if blocks == 1 { task } else { 0 };
-            for head in first_head..first_head + heads_each {
+            for &pick in &self.picks[first_head..first_head + heads_each] {
                 let rows = &self.rows[rows.clone()];
                 for block in head_blocks(rows.len(), group, block_size(context.isa)) {
                     context.scratch.with(|[scratch, _]| {
                         let report = self;
-                        let job = Block { context, report, rows, head, block, out, scratch };
+                        let job = Block { context, report, rows, pick, block, out, scratch };
                         simd::run(context.isa, job);
                     });
                 }
@@ -103,7 +156,7 @@ impl Report<'_> {
                 out.iter_mut().zip(part).for_each(|(o, p)| *o += p);
             }
         }
-        let share = 1.0 / self.q.heads as f32;
+        let share = 1.0 / (heads * group) as f32;
         let share = if self.mean { share / self.rows.len() as f32 } else { share };
         out.iter_mut().for_each(|x| *x *= share);
         out
@@ -121,12 +174,13 @@ fn head_blocks(
     (0..queries).step_by(size).map(move |first| first..queries.min(first + size))
 }
 
-/// Some queries of one KV head.
+/// Some queries of one pick.
 struct Block<'a> {
     context: Context<'a>,
     report: &'a Report<'a>,
     rows: &'a [(usize, usize, usize)],
-    head: usize,
+    /// The KV head, and its first query head that is read.
+    pick: (usize, usize),
     block: std::ops::Range<usize>,
     /// Added to: `[keys]`, or `[rows, keys]`.
     out: &'a mut [f32],
@@ -137,9 +191,9 @@ impl Job for Block<'_> {
     type Out = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { context, report, rows, head, block, out, scratch } = self;
-        let (keys, values) = Rows::of_keys(report.keys, head, context.rounded);
-        let group = report.q.heads / kv_heads(report.keys);
+        let Self { context, report, rows, pick: (kv_head, first), block, out, scratch } = self;
+        let (keys, values) = Rows::of_keys(report.keys, kv_head, context.rounded);
+        let group = report.group;
         let e = report.q.head_dim;
         assert_eq!(keys.head_dim, e, "scores: widths of heads");
         let row = |lane: usize| rows[(block.start + lane) / group];
@@ -158,7 +212,7 @@ impl Job for Block<'_> {
             rounded: context.rounded,
         };
         let query = |lane: usize| {
-            let head = head * group + (block.start + lane) % group;
+            let head = first + (block.start + lane) % group;
             head_row(report.q, row(lane).0, head)
         };
         let len = keys.len;
