@@ -1,10 +1,8 @@
-//! Heads: what turns a finished run into boxes, masks or actions. None yet; the place is here, and
-//! [`HEADS`] is the table that a new one adds its row to.
-//!
-//! A head reads the generated ids, the token map with its geometry and, where it asks, final hidden
-//! states, and nothing of the decoder.
+//! Heads that come with the program: what turns a finished run into boxes, masks or actions. None yet;
+//! the place is here, and [`HEADS`] is the table that a new one adds its row to. What a head sees is
+//! [`secateur_core::head::Finished`].
 
-use secateur_core::model::Head;
+use secateur_core::head::Head;
 
 /// One head: its name in requests, and how it is made.
 #[derive(Debug)]

@@ -286,6 +286,14 @@ pub enum RunError {
         /// The broken rule.
         reason: String,
     },
+    /// A head that cannot work with the model.
+    #[error("head `{head}`: {reason}")]
+    Head {
+        /// The head.
+        head: String,
+        /// What it reads and the model lacks, or why it refuses.
+        reason: String,
+    },
     /// The prompt and the answer do not fit.
     #[error("the prompt has {need} tokens, the model's context is {have}")]
     Context {

@@ -16,6 +16,7 @@ pub mod episode;
 pub mod error;
 pub mod files;
 mod floor;
+pub mod head;
 pub mod memory;
 pub mod model;
 pub mod ops;

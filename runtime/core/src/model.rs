@@ -633,27 +633,3 @@ pub trait Decoder: Send + Sync + fmt::Debug {
     /// The device's.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor, RunError>;
 }
-
-/// What a head sees of a finished run.
-#[derive(Debug)]
-pub struct HeadInput<'a> {
-    /// Generated token ids.
-    pub generated: &'a [u32],
-    /// Final hidden states of the rows that produced them, `[generated, hidden]`.
-    pub hidden: Option<&'a Tensor>,
-    /// The visual tokens that were left, with their origin.
-    pub tokens: &'a TokenMap,
-}
-
-/// Turns a finished run into boxes, masks or actions.
-pub trait Head: Send + Sync + fmt::Debug {
-    /// Name in requests and records.
-    fn name(&self) -> &'static str;
-    /// Whether it needs final hidden states.
-    fn needs_hidden(&self) -> bool;
-    /// Its result.
-    ///
-    /// # Errors
-    /// If the answer is not of the head's form.
-    fn read(&self, input: &HeadInput<'_>) -> Result<serde_json::Value, RunError>;
-}

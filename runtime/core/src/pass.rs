@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use crate::cache::{LayerCache, Position};
 use crate::chain::ResolvedStage;
 use crate::error::RunError;
+use crate::head::{AttentionRows, Queried};
 use crate::model::{Family, LayerPass, LayerSequence};
 use crate::ops::{Ops, Queries, Rotation, RowSum, ScoreRequest};
 use crate::prune::{PositionPolicy, Site};
-use crate::reports::{Report, Reports};
+use crate::reports::{Reader, Report, Reports};
 use crate::sequence::{Outputs, Pending, Sequence, pending};
 use crate::signal::{Rows, Signal};
 use crate::stage::{choose, report};
@@ -238,7 +239,8 @@ impl<'a> Batch<'a> {
             let mask = sequence.mask(layer, decoder.kind(layer), &mut room);
             let probe =
                 decoder.probe(layer, x, &sequence.prompt.positions, rotations, mask, &queries)?;
-            self.reports.push(Report::Scores { sequence: i, layer, signal, row: probe.scores });
+            let readers = vec![Reader::Signal(signal)];
+            self.reports.push(Report::Scores { sequence: i, layer, readers, rows: probe.scores });
             self.keys[i] = Some(probe.keys);
         }
         Ok(())
@@ -401,8 +403,9 @@ impl<'a> Batch<'a> {
             sequence.file_rows(layer);
         }
         for (i, rows) in scores.into_iter().enumerate() {
-            for (&signal, row) in requests[i].signals.iter().zip(rows) {
-                self.reports.push(Report::Scores { sequence: i, layer, signal, row });
+            for (readers, rows) in requests[i].readers.iter().zip(rows) {
+                let readers = readers.clone();
+                self.reports.push(Report::Scores { sequence: i, layer, readers, rows });
             }
             let sequence = &*self.sequences[i];
             let places = || -> Vec<u32> {
@@ -499,7 +502,8 @@ impl Cutting {
 /// What a sequence asks of one layer.
 struct Requests {
     scores: Vec<ScoreRequest>,
-    signals: Vec<Signal>,
+    /// Who reads each of them.
+    readers: Vec<Vec<Reader>>,
     transitions: bool,
     hidden: bool,
 }
@@ -507,18 +511,20 @@ struct Requests {
 impl Requests {
     fn of(sequence: &Sequence, layer: usize) -> Self {
         let mut requests =
-            Self { scores: Vec::new(), signals: Vec::new(), transitions: false, hidden: false };
+            Self { scores: Vec::new(), readers: Vec::new(), transitions: false, hidden: false };
+        let queries = |rows| match rows {
+            Rows::All => Queries::All,
+            rows => Queries::Listed(sequence.prompt.queries(rows)),
+        };
+        // The last row produces the next token.
+        let last = || Queries::Listed(vec![sequence.pending_rows() as u32 - 1]);
         // Stages read rows of the prompt.
         let signals = sequence.reads_prompt().then(|| sequence.chain.signals());
         for signal in signals.into_iter().flatten() {
             match signal {
                 Signal::Attention { layer: l, rows } if l == layer => {
-                    let queries = match rows {
-                        Rows::All => Queries::All,
-                        rows => Queries::Listed(sequence.prompt.queries(rows)),
-                    };
-                    requests.scores.push(ScoreRequest::mean(queries));
-                    requests.signals.push(signal);
+                    let request = ScoreRequest::mean(queries(rows));
+                    requests.ask(request, Reader::Signal(signal));
                 }
                 Signal::Transitions { layer: l } if l == layer => requests.transitions = true,
                 Signal::Hidden { layer: l } if l == layer => requests.hidden = true,
@@ -526,11 +532,31 @@ impl Requests {
             }
         }
         for observed in sequence.observed_layers().filter(|&l| l == layer) {
-            // The last row produces the next token.
-            let queries = Queries::Listed(vec![sequence.pending_rows() as u32 - 1]);
-            requests.scores.push(ScoreRequest::mean(queries));
-            requests.signals.push(Signal::GeneratedRows { layer: observed });
+            let signal = Signal::GeneratedRows { layer: observed };
+            requests.ask(ScoreRequest::mean(last()), Reader::Signal(signal));
+        }
+        for (i, AttentionRows { read, .. }) in sequence.reads.iter().enumerate() {
+            let queries = match read.queries {
+                Queried::Prompt(rows) if sequence.reads_prompt() => queries(rows),
+                Queried::Generated => last(),
+                Queried::Prompt(_) => continue,
+            };
+            if read.layer == layer {
+                let request = ScoreRequest::mean(queries).heads(read.heads.clone());
+                requests.ask(request, Reader::Head(i));
+            }
         }
         requests
+    }
+
+    /// Adds a reader; of the same rows there is one request.
+    fn ask(&mut self, request: ScoreRequest, reader: Reader) {
+        match self.scores.iter().position(|asked| *asked == request) {
+            Some(at) => self.readers[at].push(reader),
+            None => {
+                self.scores.push(request);
+                self.readers.push(vec![reader]);
+            }
+        }
     }
 }

@@ -17,11 +17,20 @@ use crate::sequence::Sequence;
 use crate::signal::{LayerTransitions, Signal};
 use crate::tensor::Tensor;
 
+/// Who reads attention rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// Pruners: a signal.
+    Signal(Signal),
+    /// A head: which of the reads of its sequence.
+    Head(usize),
+}
+
 /// One report of a layer; sequences are counted among those alive.
 #[derive(Debug)]
 pub(crate) enum Report {
-    /// An attention row over all rows of a sequence, `[1, rows]`.
-    Scores { sequence: usize, layer: usize, signal: Signal, row: Tensor },
+    /// Attention rows over all keys of a sequence, `[rows, keys]`, and who reads them.
+    Scores { sequence: usize, layer: usize, readers: Vec<Reader>, rows: Tensor },
     /// Transitions of attention and MLP of all rows, `[rows, 3]` each, and whose rows are wanted.
     Transitions { layer: usize, modules: [Tensor; 2], takers: Vec<(usize, Range<usize>)> },
     /// Hidden states of a sequence's visual tokens.
@@ -33,7 +42,7 @@ pub(crate) enum Report {
 impl Report {
     fn tensors(&self) -> Vec<&Tensor> {
         match self {
-            Report::Scores { row, .. } => vec![row],
+            Report::Scores { rows, .. } => vec![rows],
             Report::Transitions { modules: [attention, mlp], .. } => vec![attention, mlp],
             Report::Hidden { rows, .. } | Report::Last { rows, .. } => vec![rows],
         }
@@ -67,8 +76,11 @@ impl Reports {
         let mut next = || values.next().ok_or_else(|| RunError::Shape("a report is lost".into()));
         for report in &reports {
             match report {
-                Report::Scores { sequence, layer, signal, .. } => {
-                    sequences[*sequence].file_scores(*signal, *layer, &next()?);
+                Report::Scores { sequence, layer, readers, .. } => {
+                    let values = next()?;
+                    for reader in readers {
+                        sequences[*sequence].file(*reader, *layer, &values);
+                    }
                 }
                 Report::Transitions { layer, takers, .. } => {
                     let [attention, mlp] = [transitions(&next()?), transitions(&next()?)];
@@ -109,6 +121,17 @@ fn transitions(values: &[f32]) -> Vec<Transition> {
 }
 
 impl Sequence {
+    fn file(&mut self, reader: Reader, layer: usize, values: &[f32]) {
+        match reader {
+            Reader::Signal(signal) => self.file_scores(signal, layer, values),
+            Reader::Head(read) => {
+                if let Some(cache) = self.cache.layers.get(layer) {
+                    self.reads[read].file(&cache.origins, values);
+                }
+            }
+        }
+    }
+
     /// Files an attention row over its rows: a signal of a stage, or the first of those that
     /// produced the answer.
     fn file_scores(&mut self, signal: Signal, layer: usize, values: &[f32]) {

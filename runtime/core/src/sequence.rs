@@ -20,6 +20,7 @@ use crate::assemble::cut_rows;
 use crate::cache::{KvCache, Origin, Position};
 use crate::chain::ResolvedChain;
 use crate::error::RunError;
+use crate::head::AttentionRows;
 use crate::model::{Control, DecoderInfo, Family, Slot};
 use crate::ops::{Mask, Ops};
 use crate::prune::{Memory, Observation, Selection};
@@ -230,6 +231,8 @@ pub struct Sequence {
     pub room: usize,
     /// Signals read so far, those of the decoder aligned to the visual tokens.
     pub signals: Signals,
+    /// What heads read of it: filed as its layers run.
+    pub reads: Vec<AttentionRows>,
     /// What became of it.
     pub record: Record,
     /// Why it takes no further part.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use secateur_core::decode::FinishReason;
+use secateur_core::head::HeadOutput;
 use secateur_core::stage::StageReport;
 
 use crate::reuse::Reuse;
@@ -16,6 +17,9 @@ pub struct Answer {
     pub ids: Vec<u32>,
     /// Why it ended.
     pub finish: FinishReason,
+    /// What heads made of it, in the order in which the request names them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<HeadOutput>,
     /// Where tokens and time went.
     pub report: Report,
 }

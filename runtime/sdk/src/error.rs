@@ -85,6 +85,8 @@ pub enum ErrorKind {
     Memory,
     /// A pruner (of this crate or the caller's) broke a rule at a cut.
     Pruner,
+    /// A head cannot work with the model, or with the chain.
+    Head,
     /// A layer gave NaN or infinity.
     NotFinite,
     /// Cancelled, or past the deadline.
@@ -116,6 +118,7 @@ impl Error {
             Error::Memory(_) => ErrorKind::Memory,
             Error::Run(RunError::Prompt(_)) => ErrorKind::Prompt,
             Error::Run(RunError::Selection { .. }) => ErrorKind::Pruner,
+            Error::Run(RunError::Head { .. }) => ErrorKind::Head,
             Error::Run(RunError::Device(_)) => ErrorKind::Device,
             Error::Run(_) | Error::Internal(_) => ErrorKind::Internal,
         }

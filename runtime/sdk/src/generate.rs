@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampler};
 use secateur_core::error::RunError;
+use secateur_core::head::Head;
 use secateur_core::model::Control;
 use secateur_core::pass::pass;
 use secateur_core::sequence::{Pending, Sequence};
@@ -29,6 +30,9 @@ pub(crate) struct Generation {
     pub control: Control,
     sampler: Sampler,
     allowed: Option<Arc<dyn AllowedTokens>>,
+    pub heads: Vec<Arc<dyn Head>>,
+    /// Probability of each token; kept for heads.
+    pub probabilities: Vec<f32>,
     stream: Option<DecodeStream>,
     pub ids: Vec<u32>,
     /// Logits that chose each token, if they are asked for.
@@ -54,6 +58,8 @@ impl Generation {
             control: request.control.clone(),
             sampler: Sampler::new(request.sampling.clone(), &sequence.prompt.ids),
             allowed: request.allowed.clone(),
+            heads: request.heads.clone(),
+            probabilities: Vec::new(),
             stream: Some(model.text.tokenizer.stream(true)),
             ids: Vec::new(),
             logits: request.detail.then(Vec::new),
@@ -85,6 +91,9 @@ impl Generation {
             }
         };
         self.ids.push(id);
+        if !self.heads.is_empty() {
+            self.probabilities.push(probability(logits, id));
+        }
         if let Some(kept) = &mut self.logits {
             kept.push(logits.to_vec());
         }
@@ -202,6 +211,14 @@ pub(crate) fn step(
         }
     }
     Ok(hidden)
+}
+
+/// Softmax of `logits` at `id`.
+fn probability(logits: &[f32], id: u32) -> f32 {
+    let of = |logit: f32| f64::from(logit);
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&l| (of(l) - of(most)).exp()).sum();
+    logits.get(id as usize).map_or(0.0, |&l| ((of(l) - of(most)).exp() / sum) as f32)
 }
 
 /// What a generation brings to a pass.

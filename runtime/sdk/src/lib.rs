@@ -51,12 +51,13 @@ pub use secateur_core::chain::{Chain, ChainSpec, Params, Registry, ResolvedChain
 pub use secateur_core::clip::{Clip, Frame, Grid, Rect, VideoInfo};
 pub use secateur_core::decode::{Allowed, AllowedTokens, FinishReason, Sampling};
 pub use secateur_core::error::{ChainError, ConfigError, InputError, RunError, WeightsError};
+pub use secateur_core::head::{AttentionRead, AttentionRows, Finished, Head, HeadOutput, Queried};
 pub use secateur_core::memory::{OutOfMemory, refuse_above};
 pub use secateur_core::model::{
     CancelToken, Encoder, EncoderInfo, ImageAspect, ImageBackend, ModelInfo, ProcessorOptions,
     TowerSpec,
 };
-pub use secateur_core::ops::{Ops, Precision};
+pub use secateur_core::ops::{Ops, Precision, Reduction};
 pub use secateur_core::prune;
 pub use secateur_core::signal;
 pub use secateur_core::stage::StageReport;
@@ -102,3 +103,8 @@ pub use secateur_models::registry as families;
 pub use secateur_pruners::presets;
 /// The pruners by name, with their papers and parameters.
 pub use secateur_pruners::registry as pruners;
+
+/// The example of the page is compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/write-a-head.md")]
+struct WriteAHead;

@@ -9,6 +9,7 @@ use secateur_core::assemble::{Parts, assemble};
 use secateur_core::chain::ResolvedChain;
 use secateur_core::clip::Clip;
 use secateur_core::error::{InputError, RunError};
+use secateur_core::head::{AttentionRead, AttentionRows, Finished, Head, HeadOutput, reads_of};
 use secateur_core::memory::OutOfMemory;
 use secateur_core::model::{Control, Pixels, Placeholder, Positions, Prompt, VisualLayout};
 use secateur_core::prune::Memory;
@@ -38,6 +39,10 @@ pub(crate) struct Prepared {
     /// Signals of the tower that the chain reads, or that later requests will.
     pub signals: BTreeSet<Signal>,
     pub memories: Vec<Memory>,
+    /// What each head reads.
+    pub reads: Vec<Vec<AttentionRead>>,
+    /// Name of the first head that reads anything.
+    pub reader: String,
     pub room: usize,
     pub times: Times,
     pub started: Instant,
@@ -54,13 +59,17 @@ pub(crate) struct Account {
     pub reuse: Reuse,
     /// What the pictures are known by.
     pub keys: Vec<Key>,
+    /// How many reads each head has.
+    pub reads: Vec<usize>,
+    /// Name of the first head that has any.
+    pub reader: String,
     pub batch: usize,
 }
 
 impl Account {
     /// What is known of a request before it runs.
     pub(crate) fn of(prepared: &Prepared, reuse: Reuse) -> Self {
-        let Prepared { pixels, keys, prompt, layout, times, started, .. } = prepared;
+        let Prepared { pixels, keys, prompt, layout, times, started, reads, .. } = prepared;
         Self {
             times: *times,
             started: *started,
@@ -70,6 +79,8 @@ impl Account {
             dense: layout.map.clone(),
             reuse,
             keys: keys.clone(),
+            reads: reads.iter().map(Vec::len).collect(),
+            reader: prepared.reader.clone(),
             batch: 1,
         }
     }
@@ -154,6 +165,9 @@ impl Vlm {
         let started = Instant::now();
         let model = &*self.model;
         request.control.check()?;
+        let reads = reads_of(request.heads.iter().map(|head| &**head), &model.info)?;
+        let reader = reads.iter().position(|reads| !reads.is_empty());
+        let reader = reader.map_or("", |at| request.heads[at].name()).to_owned();
         let (text, PreparedClips { pixels, process_ms }) = self.clips(request)?;
         let views: Vec<&Pixels> = pixels.iter().collect();
         let layout = model.family.layout(&views)?;
@@ -185,6 +199,8 @@ impl Vlm {
             chain,
             signals,
             memories,
+            reads,
+            reader,
             room,
             times,
             started,
@@ -202,6 +218,7 @@ impl Vlm {
         let mut account = Account::of(&prepared, Reuse::default());
         let Prepared { pixels, prompt, positions, layout, chain, signals, memories, room, .. } =
             prepared;
+        let reads = prepared.reads;
         let start = Instant::now();
         let views: Vec<&Pixels> = pixels.iter().collect();
         // A trace holds what only a run of the tower gives.
@@ -225,7 +242,17 @@ impl Vlm {
             memories,
             room,
         };
-        let sequence = assemble(&*model.family, &*model.ops, parts, trace)?;
+        let mut sequence = assemble(&*model.family, &*model.ops, parts, trace)?;
+        let visual = &sequence.visual;
+        let rows = |read| AttentionRows::new(read, visual.indices);
+        let reads: Vec<AttentionRows> = reads.into_iter().flatten().map(rows).collect();
+        if !reads.is_empty() && visual.tokens.rebased {
+            let reason = "a stage of the chain numbers visual tokens anew; a head reads them by \
+                          the place that they had"
+                .to_owned();
+            return Err(RunError::Head { head: account.reader.clone(), reason }.into());
+        }
+        sequence.reads = reads;
         account.times.encode = ms(start.elapsed().saturating_sub(sequence.record.prune_time));
         Ok((sequence, account))
     }
@@ -302,9 +329,27 @@ fn notes(sequence: &Sequence) -> Vec<String> {
     sequence.chain.notes.iter().cloned().chain(idle).collect()
 }
 
+/// What heads make of a run; `counts`: how many of its reads belong to each.
+fn outputs(heads: &[Arc<dyn Head>], counts: &[usize], run: Finished<'_>) -> Vec<HeadOutput> {
+    let mut rest = run.reads;
+    let one = |(head, &count): (&Arc<dyn Head>, &usize)| {
+        let reads;
+        (reads, rest) = rest.split_at_checked(count).unwrap_or_default();
+        // A head may be the caller's: what it throws costs its own output.
+        let read = guarded(|| Ok(head.read(&Finished { reads, ..run })));
+        let (output, error) = match read.unwrap_or_else(|panic| Err(panic.to_string())) {
+            Ok(output) => (output, None),
+            Err(reason) => (Default::default(), Some(reason)),
+        };
+        HeadOutput { head: head.name().to_owned(), output, error }
+    };
+    heads.iter().zip(counts).map(one).collect()
+}
+
 /// The answer of a generation that has ended (or was stopped).
 pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Account) -> Answer {
-    let sequence = &mut generation.sequence;
+    let logits = generation.logits.take().unwrap_or_default();
+    let sequence = &generation.sequence;
     let mut times = account.times;
     times.prune = ms(sequence.record.prune_time);
     times.prefill = ms(generation.prefill_time);
@@ -327,11 +372,22 @@ pub(crate) fn finish(model: &Model, generation: &mut Generation, account: &Accou
         notes: notes(sequence),
         pictures: account.pictures.clone(),
         dense: account.dense.clone(),
-        logits: generation.logits.take().unwrap_or_default(),
+        logits,
     };
+    let text = generation.text.trim().to_owned();
+    let run = Finished {
+        text: &text,
+        ids: &generation.ids,
+        probabilities: &generation.probabilities,
+        tokens: &account.dense,
+        sizes: &account.pictures,
+        reads: &sequence.reads,
+    };
+    let heads = outputs(&generation.heads, &account.reads, run);
     debug_assert!(sequence.cache.layers.len() <= info.decoder.layers);
     Answer {
-        text: generation.text.trim().to_owned(),
+        text,
+        heads,
         ids: generation.ids.clone(),
         finish: generation.finish.unwrap_or(secateur_core::decode::FinishReason::Length),
         report,

@@ -9,6 +9,7 @@ use ndarray::ArrayView3;
 use secateur_core::clip::{Clip, Frame, VideoInfo};
 use secateur_core::decode::{AllowedTokens, Sampling};
 use secateur_core::error::InputError;
+use secateur_core::head::Head;
 use secateur_core::model::{CancelToken, Control, Pixels};
 use secateur_core::signal::Signal;
 use secateur_encoders::image;
@@ -28,6 +29,7 @@ pub struct Request {
     pub(crate) prompt: String,
     pub(crate) system: Option<String>,
     pub(crate) turns: Vec<(String, String)>,
+    pub(crate) heads: Vec<Arc<dyn Head>>,
     pub(crate) clips: Vec<Clip>,
     /// What became of the clips, once [`crate::Vlm::prepared`] has let them go.
     pub(crate) prepared: Option<PreparedClips>,
@@ -61,6 +63,7 @@ impl Request {
             prompt: prompt.into(),
             system: None,
             turns: Vec::new(),
+            heads: Vec::new(),
             clips: Vec::new(),
             prepared: None,
             chain: None,
@@ -266,6 +269,14 @@ impl Request {
     #[must_use]
     pub fn allowed_tokens(mut self, rule: Arc<dyn AllowedTokens>) -> Self {
         self.allowed = Some(rule);
+        self
+    }
+
+    /// Has a head read the run: its result stands in [`crate::Answer::heads`], in the order in which
+    /// heads were added. `docs/write-a-head.md` writes one.
+    #[must_use]
+    pub fn head(mut self, head: Arc<dyn Head>) -> Self {
+        self.heads.push(head);
         self
     }
 

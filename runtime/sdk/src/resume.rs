@@ -68,6 +68,9 @@ impl Held {
         if self.sequence.chain.spec != next.chain.spec {
             return Err(Reading::OtherChain);
         }
+        if next.reads.iter().any(|reads| !reads.is_empty()) {
+            return Err(Reading::ForHeads);
+        }
         may_continue(&next.chain, &next.memories)?;
         if self.pictures != next.keys {
             return Err(Reading::OtherPictures);
@@ -113,6 +116,7 @@ impl Held {
         sequence.pending = Pending::Chunk(rest);
         sequence.prompt.ids = next.prompt.ids;
         sequence.room = next.room;
+        sequence.reads.clear();
         sequence.memories = next.memories;
         sequence.record.prune_time = std::time::Duration::ZERO;
         (sequence, account)

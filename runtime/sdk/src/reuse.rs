@@ -66,6 +66,8 @@ pub enum Reading {
     OtherText,
     /// All of it: in this model the whole prompt sees itself.
     SeesItself,
+    /// All of it: a head reads rows of the prompt or of the answer.
+    ForHeads,
     /// All of it: the answer before failed.
     Failed,
     /// All of it: nothing is held ([`crate::VlmBuilder::reuse`] of 0).

@@ -202,6 +202,7 @@ fn reading(report: &Report) -> String {
         Reading::OtherPictures => "the pictures are others",
         Reading::OtherText => "the text differs before the end of the pictures",
         Reading::SeesItself => "in this model the whole prompt sees itself",
+        Reading::ForHeads => "a head reads the prompt",
         Reading::Failed => "the answer before failed",
         _ => "nothing is held",
     };
