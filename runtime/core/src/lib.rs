@@ -36,3 +36,6 @@ pub mod tokens;
 pub mod trace;
 pub mod visibility;
 pub mod weights;
+
+/// The values that heads give ([`head::Head`]).
+pub use serde_json;

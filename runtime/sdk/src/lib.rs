@@ -94,6 +94,8 @@ pub mod encoder {
 
 /// The crate of the arrays that [`Request::array`] takes and that signals are.
 pub use ndarray;
+/// The values that heads give ([`Head`]).
+pub use secateur_core::serde_json;
 
 /// The files of the built-in model.
 pub use secateur_models::embedded as built_in;
