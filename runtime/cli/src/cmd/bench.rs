@@ -133,41 +133,42 @@ pub(crate) fn run(args: &BenchArgs, console: &Console) -> Result<Outcome> {
     let side = side_of(&vlm, args.visual)?;
     if let Some(captions) = args.captions {
         let measured = bench_captions::measure(args, &vlm, side, captions, console)?;
-        if args.json {
-            console.json(&measured)?;
-        } else {
-            console.result(&measured.page())?;
-        }
-        return Ok(Outcome::Done);
+        return say(args, console, &measured, || measured.page());
     }
     if let Some(turns) = args.turns {
         let measured = bench_turns::measure(args, &vlm, side, turns, console)?;
-        if args.json {
-            console.json(&measured)?;
-        } else {
-            console.result(&measured.page())?;
-        }
-        return Ok(Outcome::Done);
+        return say(args, console, &measured, || measured.page());
     }
     let clips = (0..args.pictures as u64).map(|seed| noise(side, seed)).collect::<Result<_>>()?;
     let measured = measure(args, &vlm, clips, console)?;
     let rows = rows(&vlm, &measured);
     let peak_bytes = measured.pruned.iter().chain([&measured.dense]).flat_map(|r| &r.1.reports);
     let peak_bytes = peak_bytes.map(|r| r.peak_bytes).max().unwrap_or(0);
+    let whole = Whole {
+        schema: "secateur.bench/1",
+        model: &vlm.info().name,
+        device: vlm.describe(),
+        visual: rows[0].visual_in,
+        text: args.text,
+        decode: args.decode,
+        repeats: args.repeats,
+        peak_bytes,
+        runs: &rows,
+    };
+    say(args, console, &whole, || page(&rows, peak_bytes, args))
+}
+
+/// Prints what was measured, for programs or for people.
+fn say(
+    args: &BenchArgs,
+    console: &Console,
+    measured: &impl Serialize,
+    page: impl FnOnce() -> String,
+) -> Result<Outcome> {
     if args.json {
-        console.json(&Whole {
-            schema: "secateur.bench/1",
-            model: &vlm.info().name,
-            device: vlm.describe(),
-            visual: rows[0].visual_in,
-            text: args.text,
-            decode: args.decode,
-            repeats: args.repeats,
-            peak_bytes,
-            runs: &rows,
-        })?;
+        console.json(measured)?;
     } else {
-        console.result(&page(&rows, peak_bytes, args))?;
+        console.result(&page())?;
     }
     Ok(Outcome::Done)
 }
