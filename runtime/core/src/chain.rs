@@ -117,7 +117,9 @@ impl ChainSpec {
                         let Some(Value::String(pruner)) = params.remove("type") else {
                             return Err(fail(format!("stage {i} has no text `type`")));
                         };
-                        spec.stages.push(StageSpec { pruner, params });
+                        let stage = StageSpec { pruner, params };
+                        check_printable(i, &stage).map_err(fail)?;
+                        spec.stages.push(stage);
                     }
                 }
                 ("floor", Value::Table(table)) => {
@@ -134,6 +136,19 @@ impl ChainSpec {
         }
         Ok(spec)
     }
+}
+
+/// Whether the inline form can say a stage: that is what stands in records, reports and fingerprints.
+fn check_printable(i: usize, stage: &StageSpec) -> Result<(), String> {
+    let printed = ChainSpec { stages: vec![stage.clone()], floor: None }.to_string();
+    let again = ChainSpec::parse(&printed);
+    if again.is_ok_and(|again| again.stages.len() == 1 && again.to_string() == printed) {
+        return Ok(());
+    }
+    Err(format!(
+        "stage {i}: `{printed}` does not read back: no name and no text of a stage may hold one of \
+         `, : ; = [ ] {{ }}`, begin or end with a space, or be empty"
+    ))
 }
 
 fn floor_cells(value: Option<&Value>, text: &str) -> Result<usize, ChainError> {

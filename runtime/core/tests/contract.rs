@@ -133,6 +133,29 @@ fn an_unknown_parameter_names_the_nearest_known_one() {
 }
 
 #[test]
+fn a_chain_file_says_nothing_that_the_inline_form_cannot() {
+    let read = |stage: &str| ChainSpec::from_toml("c.toml", &format!("[[stage]]\n{stage}\n"));
+    for stage in [
+        "type = \"vision_{ip\"",
+        "type = \"a,b\"",
+        "type = \"none\"",
+        "type = \"\"",
+        "type = \" fastv\"",
+        "type = \"fastv\"\n\"la:yer\" = 2",
+        "type = \"fastv\"\nprofile = \"a;b]\"",
+        "type = \"fastv\"\nprofile = \"\"",
+    ] {
+        let error = read(stage).unwrap_err().to_string();
+        assert!(error.contains("c.toml") && error.contains("stage 0"), "{error}");
+    }
+    for stage in ["type = \"fastv\"\nkeep = \"mass:0.9\"\nlayer = 2", "type = \"x\"\nl = [1, 2.5]"]
+    {
+        let spec = read(stage).unwrap();
+        assert_eq!(ChainSpec::parse(&spec.to_string()).unwrap().to_string(), spec.to_string());
+    }
+}
+
+#[test]
 fn a_chain_file_with_a_typo_is_refused() {
     let error = ChainSpec::from_toml("c.toml", "[[stages]]\ntype = \"fastv\"\n").unwrap_err();
     assert!(
